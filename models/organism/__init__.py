@@ -1,0 +1,1 @@
+"""The bundled small VLM family: trained, not random; the default of every command."""

@@ -1,0 +1,1 @@
+"""What is measured: one instrument a file, and the one-pass `measure`."""
