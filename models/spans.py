@@ -1,0 +1,145 @@
+"""What each position of the expanded sequence is: padding, system text, the picture, the answer, and where on the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Labels of every position of a batch, after each image placeholder has become its visual tokens.
+
+    labels: (B, T) index into `names`, -1 is padding. "bos" is the first real position whatever its token (the attention
+    sink), unless a visual token stands there. "image" holds the visual tokens and the markers that wrap or divide them;
+    text between two pictures counts as "after". image_index: (B, T) which picture of the row, -1 elsewhere.
+    visual: (B, T) true where a feature of the picture stands (newline features included, markers not).
+    row, col: (B, T) place of a visual token in its grid, -1 where it has none (newline, query tokens, markers).
+    boxes: (B, T, 4) pixels x0, y0, x1, y1 of the picture as it was given, NaN where there is no place.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("bos", "system", "before", "image", "after", "answer", "generated")
+
+    labels: Tensor
+    image_index: Tensor
+    visual: Tensor
+    row: Tensor
+    col: Tensor
+    boxes: Tensor
+
+    def mask(self, *names: str) -> Tensor:
+        """(B, T) bool: positions with any of these labels."""
+        wanted = torch.zeros_like(self.labels, dtype=torch.bool)
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"no span is called {name!r}; the spans are {', '.join(self.names)}")
+            wanted |= self.labels == self.names.index(name)
+        return wanted
+
+    @property
+    def real(self) -> Tensor:
+        """(B, T) bool: not padding."""
+        return self.labels >= 0
+
+    @property
+    def n_images(self) -> int:
+        """The largest number of pictures in one row."""
+        return int(self.image_index.max()) + 1 if self.image_index.numel() else 0
+
+    def indicators(self) -> Tensor:
+        """(B, T, S) float: one column a span; padding is in none."""
+        return torch.nn.functional.one_hot(self.labels + 1, len(self.names) + 1)[..., 1:].float()
+
+    def image_indicators(self) -> Tensor:
+        """(B, T, 2K) float: for picture k its positions, then the text that follows it up to the next picture."""
+        later = torch.cummax(self.image_index, dim=1).values  # the last picture begun at or before a position
+        columns = []
+        for k in range(self.n_images):
+            columns += [self.image_index == k, (later == k) & (self.image_index < 0) & self.real]
+        return torch.stack(columns, -1).float()
+
+    def extended(self, n: int) -> Spans:
+        """These spans with n generated positions appended to every row."""
+
+        def grow(value: Tensor, fill) -> Tensor:
+            return torch.cat([value, value.new_full((value.shape[0], n, *value.shape[2:]), fill)], 1)
+
+        generated = self.names.index("generated")
+        return Spans(
+            grow(self.labels, generated),
+            grow(self.image_index, -1),
+            grow(self.visual, False),
+            grow(self.row, -1),
+            grow(self.col, -1),
+            grow(self.boxes, float("nan")),
+        )
+
+    def without_images(self) -> tuple[Spans, list[Tensor]]:
+        """These spans with the pictures' positions deleted, right-padded; and, per row, the positions kept."""
+        image = self.names.index("image")
+        kept = [torch.nonzero((row >= 0) & (row != image)).flatten() for row in self.labels]
+        width = max(len(positions) for positions in kept)
+        fills = {"labels": -1, "image_index": -1, "visual": False, "row": -1, "col": -1, "boxes": float("nan")}
+        new = {
+            name: torch.stack([_padded(getattr(self, name)[i][at], width, fill) for i, at in enumerate(kept)])
+            for name, fill in fills.items()
+        }
+        return Spans(**new), kept
+
+    def to(self, device) -> Spans:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def _padded(values: Tensor, width: int, fill) -> Tensor:
+    return torch.cat([values, values.new_full((width - len(values), *values.shape[1:]), fill)])
+
+
+def find_spans(
+    ids: Tensor,
+    attention_mask: Tensor,
+    image_token_id: int,
+    *,
+    markers: frozenset[int] = frozenset(),
+    in_sequence: bool = True,
+) -> Spans:
+    """Spans that can be told from the ids alone: bos, before, image, after. ids, attention_mask: (B, T).
+
+    `markers` are ids that belong to a picture when they touch it (vision start and end, row breaks). Where pictures are
+    not in the sequence (`in_sequence=False`) the one placeholder token is "image" but carries no visual token.
+    """
+    index = {name: i for i, name in enumerate(Spans.names)}
+    labels = torch.full_like(ids, -1)
+    image_index = torch.full_like(ids, -1)
+    visual = (ids == image_token_id) & attention_mask.bool()
+    for b, (row, real) in enumerate(zip(ids.tolist(), attention_mask.bool().tolist(), strict=True)):
+        positions = [t for t, keep in enumerate(real) if keep]
+        marked = _with_markers(row, positions, visual[b].tolist(), markers)
+        seen_image, count, inside = False, -1, False
+        for t in positions:
+            if t in marked:
+                count += not inside
+                inside = seen_image = True
+                labels[b, t], image_index[b, t] = index["image"], count
+            else:
+                inside = False
+                labels[b, t] = index["after" if seen_image else "before"]
+        if positions and positions[0] not in marked:
+            labels[b, positions[0]] = index["bos"]
+    none = torch.full_like(ids, -1)
+    boxes = torch.full((*ids.shape, 4), float("nan"), device=ids.device)
+    return Spans(labels, image_index, visual & in_sequence, none, none.clone(), boxes)
+
+
+def _with_markers(row: list[int], positions: list[int], visual: list[bool], markers: frozenset[int]) -> set[int]:
+    """Positions of visual tokens and of the runs of markers that touch them."""
+    marked = {t for t in positions if visual[t]}
+    for step in (positions, positions[::-1]):
+        before = False
+        for t in step:
+            before = t in marked or (before and row[t] in markers)
+            if before:
+                marked.add(t)
+    return marked
