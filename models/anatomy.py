@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from ..scenes.errors import UserError
@@ -205,11 +204,9 @@ class Anatomy:
         return getattr(block, "self_attn", None) or getattr(block, "cross_attn", None)
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """Logits (…, V) of final-normed states (…, D), with the family's logit scale and soft cap."""
-        logits = self.unembedding(normed.to(self.unembedding.weight.device, self.unembedding.weight.dtype))
-        logits = logits * (getattr(self.text_config, "logit_scale", None) or 1.0)
-        cap = getattr(self.text_config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Logits (..., V) of final-normed states (..., D). No family in the table scales or caps them behind this."""
+        weight = self.unembedding.weight
+        return self.unembedding(normed.to(weight.device, weight.dtype))
 
     def check_layer(self, layer: int, *, vision: bool = False) -> int:
         """The layer as a non-negative number, or a clear refusal."""

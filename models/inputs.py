@@ -93,6 +93,9 @@ class Writer:
         spans = place(spans, self.anatomy, tensors, processor=self.processor, sizes=sizes, tiles_of=arrangement)
         for b, text in enumerate(texts):
             self._mark_text(spans.labels[b], ids[b], text)
+        if self.anatomy.family == "paligemma" and "token_type_ids" in tensors:
+            # type 0 is a prefix read in both directions: an answer left in it would let its words see each other
+            tensors["token_type_ids"] = spans.mask("answer").to(tensors["token_type_ids"])
         return Inputs(tensors, spans)
 
     # -- writing the prompt --------------------------------------------------------------------------------------------
