@@ -1,0 +1,156 @@
+"""How much memory a model and a trace of it need, computed from shapes, before anything is downloaded or run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from ..models.anatomy import Anatomy, first
+from ..models.spans import Spans
+from ..models.trace import expand_sites
+from .image_tokens import ImageTokens
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def weight_memory(anatomy: Anatomy) -> dict[str, int]:
+    """Bytes of the weights in each number format, tied weights counted once.
+
+    int8 and int4 are what bitsandbytes makes of a model: the weights of every linear layer but the unembedding in one
+    byte, or in half a byte plus one fp32 scale for every 64 values; the rest in two bytes.
+    """
+    parameters = {id(p): p.numel() for p in anatomy.model.parameters()}
+    total = sum(parameters.values())
+    linear = {
+        id(m.weight): m.weight.numel()
+        for m in anatomy.model.modules()
+        if isinstance(m, nn.Linear) and m is not anatomy.unembedding
+    }
+    quantised = sum(linear.values())
+    sizes = {name: total * size for name, size in BYTES.items()}
+    sizes["int8"] = quantised + 2 * (total - quantised)
+    sizes["int4"] = round(quantised * (0.5 + 4 / 64)) + 2 * (total - quantised)
+    return sizes
+
+
+@dataclass(frozen=True)
+class TraceMemory:
+    """Bytes a trace needs, part by part; `peak` is their sum. See `trace_memory` for what each holds."""
+
+    weights: int
+    sites: int
+    logits: int
+    cache: int
+    work: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.sites + self.logits + self.cache + self.work
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self) | {"peak": self.peak}
+
+
+def trace_memory(
+    anatomy: Anatomy,
+    sites: Sequence[str],
+    *,
+    batch: int,
+    length: int,
+    images: int = 1,
+    picture: ImageTokens | None = None,
+    dtype: str = "float32",
+) -> TraceMemory:
+    """Bytes to trace `sites` of a batch (B rows of T = `length` positions with I = `images` pictures each).
+
+    With a bytes a number, L layers, D hidden size, H query and K key-value heads of size d, F feed-forward width, V
+    vocabulary, and S spans (the tower's own with an index v, N patches in each of M = B I tiles runs):
+
+    - weights: every parameter, a bytes each, tied ones once (`weight_memory` for quantised ones);
+    - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S and attn_images 8 B H T I
+      (always fp32); cross_mass 4 B H T I tiles; projector B I tokens D a; vision.blocks.i.resid_post M N Dv a;
+    - logits: B T V a, made by the model whether asked for or not;
+    - cache: keys and values of every softmax attention layer, 2 B K T d a (a cross-attention layer: its patches for T);
+    - work: the larger of one decoder layer and one tower layer in flight: for n positions n a (4 D + max(3 F,
+      4 H d + 2 K d)), and for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32).
+
+    It assumes a fused attention kernel (sdpa or flash): eager attention adds B H T² a a layer. The allocator's
+    fragmentation and the GPU context (about 0.5 to 1 GB) come on top.
+    """
+    if dtype not in BYTES:
+        raise ValueError(f"dtype {dtype!r}: a trace runs in one of {', '.join(BYTES)}")
+    size, names = BYTES[dtype], expand_sites(anatomy, sites)
+    total = sum(p.numel() for p in {id(p): p for p in anatomy.model.parameters()}.values())
+    kept = sum(site_bytes(anatomy, name, batch, length, images, picture, size) for name in names)
+    logits = batch * length * anatomy.vocab_size * size
+    return TraceMemory(
+        weights=total * size,
+        sites=kept - (logits if "logits" in names else 0),
+        logits=logits,
+        cache=_cache(anatomy, batch, length, images, picture) * size,
+        work=_work(anatomy, batch, length, images, picture, size, any(name.endswith("mass") for name in names)),
+    )
+
+
+def site_bytes(
+    anatomy: Anatomy, site: str, batch: int, length: int, images: int, picture: ImageTokens | None, size: int
+) -> int:
+    """Bytes of one site's tensor, `size` bytes a number (masses are fp32 whatever the model's)."""
+    kind = re.sub(r"\.\d+\.", ".", site)
+    rows = batch * length * anatomy.n_heads * 4
+    tiles, patches, tokens = (picture.tiles, picture.patches, picture.tokens) if picture else (0, 0, 0)
+    if kind == "blocks.attn_mass":
+        return rows * len(Spans.names)
+    if kind == "blocks.attn_images":
+        return rows * 2 * images
+    if kind == "blocks.cross_mass":
+        return rows * images * tiles
+    if kind == "projector":
+        tokens = tiles * patches if anatomy.layout.grid == "cross" else tokens
+        return batch * images * tokens * anatomy.hidden_size * size
+    if kind == "vision.blocks.resid_post":
+        return batch * images * tiles * patches * vision_width(anatomy) * size
+    width = anatomy.vocab_size if kind == "logits" else anatomy.hidden_size
+    return batch * length * width * size
+
+
+def _cache(anatomy: Anatomy, batch: int, length: int, images: int, picture: ImageTokens | None) -> int:
+    """Numbers in the keys and values of all layers."""
+    heads, size = key_value_heads(anatomy), head_size(anatomy)
+    patches = images * picture.tiles * picture.patches if picture else 0
+    keys = {"full": length, "sliding": length, "linear": 0, "cross": patches}
+    return sum(2 * batch * heads * size * keys[kind] for kind in anatomy.attention_kinds)
+
+
+def _work(
+    anatomy: Anatomy, batch: int, length: int, images: int, picture: ImageTokens | None, size: int, mass: bool
+) -> int:
+    text = anatomy.text_config
+    heads = anatomy.n_heads * head_size(anatomy)
+    attention = 4 * heads + 2 * key_value_heads(anatomy) * head_size(anatomy)
+    feed_forward = 3 * (getattr(text, "intermediate_size", None) or text.ffn_dim)
+    decoder = batch * length * size * (4 * anatomy.hidden_size + max(feed_forward, attention))
+    decoder += 16 * batch * length * heads if mass else 0
+    if picture is None:
+        return decoder
+    width, vision = vision_width(anatomy), anatomy.vision_config
+    inner = getattr(vision, "intermediate_size", None) or int(width * getattr(vision, "mlp_ratio", 4))
+    tower = batch * images * picture.tiles * picture.patches * size * (4 * width + max(3 * inner, 6 * width))
+    return max(decoder, tower)
+
+
+def head_size(anatomy: Anatomy) -> int:
+    return getattr(anatomy.text_config, "head_dim", None) or anatomy.hidden_size // anatomy.n_heads
+
+
+def key_value_heads(anatomy: Anatomy) -> int:
+    return getattr(anatomy.text_config, "num_key_value_heads", None) or anatomy.n_heads
+
+
+def vision_width(anatomy: Anatomy) -> int:
+    """Width of the tower's residual stream (Qwen2-VL calls it embed_dim, and its output width hidden_size)."""
+    vision = anatomy.vision_config
+    return first(getattr(vision, "embed_dim", None) or vision.hidden_size)
