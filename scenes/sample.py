@@ -25,3 +25,14 @@ class Sample:
     images: tuple[Image.Image, ...] = ()
     answer: str | None = None
     truth: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """What a reader yields in the place of an item it could not read, so that one bad item does not end a run.
+
+    `reason` is one line: where the item is (file, line), what was found, the remedy. The reader goes on after it.
+    """
+
+    id: str
+    reason: str
