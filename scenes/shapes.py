@@ -1,0 +1,282 @@
+"""How the things of the world look: one small drawing per category, in a unit square, in paint roles.
+
+A drawing says *where* paint goes and in which role ("main" takes the thing's colour, "white" stays white, …), so one
+drawing serves every colour, and one cached sprite every thing of that category and size. The outline is part of the
+drawing: without it a green tree on a green meadow would have no edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+ROLES = ("none", "main", "shade", "detail", "white", "wood", "leaf", "glass", "outline")
+_CODE = {role: code for code, role in enumerate(ROLES)}
+_EDGE = 0.035
+"""Half the outline's width as a share of the drawing, about one pixel for a thing of the 64-pixel picture."""
+
+Points = Sequence[tuple[float, float]]
+
+
+class Pen:
+    """Draws primitives in unit coordinates (x right, y down); outlines first, fills over them."""
+
+    def __init__(self, pixels: int):
+        self._n = pixels
+        self._margin = 0.1
+        self._marks: list[tuple[str, str, object, float]] = []
+
+    def area(self, role: str, points: Points) -> None:
+        """A filled polygon."""
+        self._marks.append(("area", role, tuple(points), 0.0))
+
+    def oval(self, role: str, x: float, y: float, rx: float, ry: float) -> None:
+        """A filled ellipse around (x, y)."""
+        turns = (2 * math.pi * i / 48 for i in range(48))
+        self.area(role, [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns])
+
+    def box(self, role: str, x0: float, y0: float, x1: float, y1: float) -> None:
+        """A filled rectangle."""
+        self.area(role, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+    def line(self, role: str, points: Points, width: float) -> None:
+        """A stroke with round joints and ends."""
+        self._marks.append(("line", role, tuple(points), width))
+
+    def arc(self, role: str, x: float, y: float, rx: float, ry: float, start: float, end: float, width: float) -> None:
+        """A stroke along an ellipse, from `start` to `end` degrees, clockwise from the right."""
+        turns = (math.radians(start + (end - start) * i / 32) for i in range(33))
+        self.line(role, [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns], width)
+
+    def roles(self) -> np.ndarray:
+        """The drawing as a uint8 map of role codes, cropped to what was painted."""
+        full = round(self._n * (1 + 2 * self._margin))
+        canvas = Image.new("L", (full, full), 0)
+        draw = ImageDraw.Draw(canvas)
+        for kind, role, points, width in self._marks:
+            if role not in ("detail", "white", "glass"):  # inner marks need no edge of their own
+                self._stroke(draw, points, _CODE["outline"], width + 2 * _EDGE, closed=kind == "area")
+        for kind, role, points, width in self._marks:
+            if kind == "area":
+                draw.polygon([self._at(p) for p in points], fill=_CODE[role])
+            else:
+                self._stroke(draw, points, _CODE[role], width, closed=False)
+        return np.asarray(canvas.crop(canvas.getbbox()))
+
+    def _at(self, point: tuple[float, float]) -> tuple[float, float]:
+        return (point[0] + self._margin) * self._n, (point[1] + self._margin) * self._n
+
+    def _stroke(self, draw: ImageDraw.ImageDraw, points: Points, code: int, width: float, closed: bool) -> None:
+        corners = [self._at(p) for p in points]
+        radius = width * self._n / 2
+        draw.line(corners + corners[:1] if closed else corners, fill=code, width=round(2 * radius))
+        for x, y in corners:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=code)
+
+
+def _tree(pen: Pen) -> None:
+    pen.box("wood", 0.42, 0.55, 0.58, 1.0)
+    for x, y, r in ((0.27, 0.45, 0.2), (0.73, 0.45, 0.2), (0.5, 0.27, 0.27), (0.5, 0.48, 0.2)):
+        pen.oval("main", x, y, r, r)
+    pen.arc("shade", 0.5, 0.32, 0.14, 0.14, 200, 300, 0.05)
+
+
+def _flower(pen: Pen) -> None:
+    pen.line("leaf", [(0.5, 0.5), (0.5, 1.0)], 0.07)
+    pen.area("leaf", [(0.5, 0.88), (0.72, 0.66), (0.78, 0.74)])
+    pen.area("leaf", [(0.5, 0.94), (0.28, 0.74), (0.22, 0.82)])
+    for i in range(6):
+        turn = math.pi * i / 3
+        pen.oval("main", 0.5 + 0.2 * math.cos(turn), 0.31 + 0.2 * math.sin(turn), 0.13, 0.13)
+    pen.oval("detail", 0.5, 0.31, 0.1, 0.1)
+
+
+def _sheep(pen: Pen) -> None:
+    for x in (0.36, 0.5, 0.7, 0.82):
+        pen.line("detail", [(x, 0.62), (x, 0.86)], 0.07)
+        pen.line("outline", [(x, 0.84), (x, 0.86)], 0.07)
+    for x, y, r in ((0.38, 0.42, 0.15), (0.55, 0.34, 0.16), (0.73, 0.38, 0.16), (0.84, 0.52, 0.13), (0.68, 0.58, 0.16),
+                    (0.46, 0.58, 0.15), (0.58, 0.48, 0.18)):
+        pen.oval("main", x, y, r, r)
+    pen.oval("outline", 0.2, 0.4, 0.14, 0.17)
+    pen.oval("detail", 0.2, 0.4, 0.13, 0.16)
+    pen.oval("white", 0.16, 0.36, 0.035, 0.035)
+
+
+def _kite(pen: Pen) -> None:
+    pen.line("detail", [(0.5, 0.72), (0.6, 0.8), (0.46, 0.88), (0.58, 1.0)], 0.05)
+    pen.line("outline", [(0.58, 1.0), (0.58, 1.0)], 0.01)
+    pen.area("main", [(0.5, 0.0), (0.84, 0.32), (0.5, 0.74), (0.16, 0.32)])
+    pen.line("detail", [(0.5, 0.03), (0.5, 0.72)], 0.04)
+    pen.line("detail", [(0.19, 0.32), (0.81, 0.32)], 0.04)
+
+
+def _cup(pen: Pen) -> None:
+    pen.arc("main", 0.7, 0.5, 0.2, 0.2, -90, 90, 0.1)
+    pen.area("main", [(0.06, 0.14), (0.76, 0.14), (0.68, 0.92), (0.14, 0.92)])
+    pen.oval("main", 0.41, 0.14, 0.35, 0.1)
+    pen.oval("detail", 0.41, 0.14, 0.27, 0.06)
+
+
+def _bottle(pen: Pen) -> None:
+    pen.area("main", [(0.41, 0.1), (0.59, 0.1), (0.59, 0.3), (0.73, 0.44), (0.73, 1.0), (0.27, 1.0), (0.27, 0.44),
+                      (0.41, 0.3)])
+    pen.box("outline", 0.39, 0.0, 0.61, 0.1)
+    pen.box("white", 0.27, 0.58, 0.73, 0.8)
+    pen.line("shade", [(0.35, 0.69), (0.65, 0.69)], 0.05)
+
+
+def _apple(pen: Pen) -> None:
+    pen.line("wood", [(0.5, 0.3), (0.53, 0.1)], 0.07)
+    pen.area("leaf", [(0.54, 0.2), (0.68, 0.04), (0.88, 0.06), (0.76, 0.2)])
+    pen.oval("main", 0.34, 0.6, 0.29, 0.35)
+    pen.oval("main", 0.66, 0.6, 0.29, 0.35)
+    pen.oval("main", 0.5, 0.66, 0.25, 0.3)
+    pen.oval("white", 0.25, 0.47, 0.06, 0.09)
+
+
+def _clock(pen: Pen) -> None:
+    for x in (0.2, 0.8):
+        pen.oval("main", x, 0.14, 0.15, 0.12)
+        pen.line("main", [(x, 0.9), (x + (0.5 - x) / 4, 0.82)], 0.1)
+    pen.oval("main", 0.5, 0.53, 0.43, 0.43)
+    pen.oval("white", 0.5, 0.53, 0.28, 0.28)
+    pen.line("outline", [(0.5, 0.37), (0.5, 0.53), (0.62, 0.6)], 0.01)
+
+
+def _car(pen: Pen) -> None:
+    pen.area("main", [(0.2, 0.44), (0.32, 0.22), (0.68, 0.22), (0.82, 0.44)])
+    pen.area("main", [(0.0, 0.5), (0.06, 0.43), (0.94, 0.43), (1.0, 0.5), (1.0, 0.68), (0.0, 0.68)])
+    pen.area("glass", [(0.29, 0.43), (0.36, 0.28), (0.48, 0.28), (0.48, 0.43)])
+    pen.area("glass", [(0.54, 0.43), (0.54, 0.28), (0.65, 0.28), (0.73, 0.43)])
+    for x in (0.24, 0.76):
+        pen.oval("outline", x, 0.69, 0.1, 0.1)
+        pen.oval("white", x, 0.69, 0.055, 0.055)
+
+
+def _house(pen: Pen) -> None:
+    pen.box("main", 0.12, 0.44, 0.88, 1.0)
+    pen.area("shade", [(0.0, 0.46), (0.5, 0.04), (1.0, 0.46)])
+    pen.box("wood", 0.54, 0.66, 0.74, 1.0)
+    pen.box("glass", 0.22, 0.58, 0.42, 0.78)
+
+
+def _bicycle(pen: Pen) -> None:
+    for x in (0.22, 0.78):
+        pen.arc("main", x, 0.64, 0.19, 0.19, 0, 360, 0.07)
+    pen.line("main", [(0.22, 0.64), (0.38, 0.34), (0.66, 0.34), (0.48, 0.64), (0.22, 0.64)], 0.07)
+    pen.line("main", [(0.36, 0.26), (0.48, 0.64)], 0.07)
+    pen.line("main", [(0.78, 0.64), (0.64, 0.2), (0.76, 0.18)], 0.07)
+    pen.line("wood", [(0.28, 0.24), (0.42, 0.24)], 0.07)
+
+
+def _cone(pen: Pen) -> None:
+    pen.area("main", [(0.44, 0.04), (0.56, 0.04), (0.8, 0.86), (0.2, 0.86)])
+    pen.area("white", [(0.38, 0.26), (0.62, 0.26), (0.66, 0.4), (0.34, 0.4)])
+    pen.area("white", [(0.3, 0.54), (0.7, 0.54), (0.74, 0.68), (0.26, 0.68)])
+    pen.box("main", 0.06, 0.86, 0.94, 1.0)
+
+
+def _boat(pen: Pen) -> None:
+    pen.line("wood", [(0.48, 0.04), (0.48, 0.7)], 0.06)
+    pen.area("main", [(0.55, 0.08), (0.9, 0.58), (0.55, 0.58)])
+    pen.area("white", [(0.42, 0.16), (0.42, 0.58), (0.16, 0.58)])
+    pen.line("outline", [(0.42, 0.16), (0.42, 0.58), (0.16, 0.58), (0.42, 0.16)], 0.01)
+    pen.area("main", [(0.0, 0.7), (1.0, 0.7), (0.82, 0.96), (0.18, 0.96)])
+
+
+def _umbrella(pen: Pen) -> None:
+    pen.line("wood", [(0.5, 0.4), (0.5, 0.88)], 0.06)
+    pen.arc("wood", 0.59, 0.88, 0.09, 0.09, 180, 0, 0.06)
+    dome = [(0.5 + 0.5 * math.cos(math.pi * i / 24), 0.52 - 0.46 * math.sin(math.pi * i / 24)) for i in range(25)]
+    scallop = [(i / 24, 0.52 - 0.07 * abs(math.sin(math.pi * 3 * i / 24))) for i in range(25)]
+    pen.area("main", dome + scallop)
+    pen.line("shade", [(0.5, 0.08), (0.34, 0.5)], 0.05)
+    pen.line("shade", [(0.5, 0.08), (0.66, 0.5)], 0.05)
+
+
+def _fish(pen: Pen) -> None:
+    pen.area("main", [(0.66, 0.5), (1.0, 0.24), (0.92, 0.5), (1.0, 0.76)])
+    pen.area("shade", [(0.3, 0.3), (0.46, 0.1), (0.6, 0.32)])
+    pen.oval("main", 0.4, 0.5, 0.39, 0.26)
+    pen.area("shade", [(0.42, 0.52), (0.62, 0.46), (0.58, 0.64)])
+    pen.oval("white", 0.2, 0.44, 0.075, 0.075)
+    pen.oval("outline", 0.19, 0.44, 0.01, 0.01)
+
+
+def _ball(pen: Pen) -> None:
+    pen.oval("main", 0.5, 0.5, 0.47, 0.47)
+    pen.arc("detail", 0.02, 0.5, 0.3, 0.42, -58, 58, 0.05)
+    pen.arc("detail", 0.98, 0.5, 0.3, 0.42, 122, 238, 0.05)
+    pen.line("detail", [(0.05, 0.5), (0.95, 0.5)], 0.05)
+
+
+def _bed(pen: Pen) -> None:
+    pen.box("wood", 0.0, 0.16, 0.1, 0.86)
+    pen.box("wood", 0.92, 0.44, 1.0, 0.86)
+    pen.area("main", [(0.1, 0.5), (0.34, 0.44), (0.92, 0.44), (0.92, 0.74), (0.1, 0.74)])
+    pen.oval("outline", 0.24, 0.42, 0.12, 0.07)
+    pen.oval("white", 0.24, 0.42, 0.13, 0.08)
+    pen.line("shade", [(0.16, 0.66), (0.88, 0.66)], 0.05)
+
+
+def _lamp(pen: Pen) -> None:
+    pen.line("outline", [(0.5, 0.4), (0.5, 0.92)], 0.04)
+    pen.area("main", [(0.34, 0.04), (0.66, 0.04), (0.84, 0.46), (0.16, 0.46)])
+    pen.line("shade", [(0.25, 0.4), (0.75, 0.4)], 0.05)
+    pen.area("main", [(0.4, 0.9), (0.6, 0.9), (0.72, 1.0), (0.28, 1.0)])
+
+
+def _book(pen: Pen) -> None:
+    pen.area("shade", [(0.14, 0.06), (0.26, 0.0), (0.9, 0.0), (0.9, 0.88), (0.86, 1.0), (0.14, 1.0)])
+    pen.area("white", [(0.22, 0.88), (0.88, 0.88), (0.85, 0.96), (0.22, 0.96)])
+    pen.box("main", 0.26, 0.0, 0.9, 0.86)
+    pen.box("white", 0.4, 0.16, 0.78, 0.26)
+    pen.box("white", 0.46, 0.36, 0.72, 0.42)
+
+
+def _chair(pen: Pen) -> None:
+    pen.line("main", [(0.24, 0.04), (0.28, 0.58), (0.22, 1.0)], 0.1)
+    pen.area("main", [(0.26, 0.5), (0.78, 0.5), (0.82, 0.62), (0.26, 0.62)])
+    pen.line("main", [(0.74, 0.6), (0.8, 1.0)], 0.09)
+    pen.line("main", [(0.24, 0.1), (0.3, 0.1)], 0.1)
+
+
+_DRAWINGS: dict[str, Callable[[Pen], None]] = {
+    "tree": _tree, "flower": _flower, "sheep": _sheep, "kite": _kite,
+    "cup": _cup, "bottle": _bottle, "apple": _apple, "clock": _clock,
+    "car": _car, "house": _house, "bicycle": _bicycle, "cone": _cone,
+    "boat": _boat, "umbrella": _umbrella, "fish": _fish, "ball": _ball,
+    "bed": _bed, "lamp": _lamp, "book": _book, "chair": _chair,
+}  # fmt: skip
+
+DRAWABLE = tuple(_DRAWINGS)
+
+
+@lru_cache(maxsize=64)
+def _role_map(category: str, pixels: int) -> np.ndarray:
+    pen = Pen(pixels)
+    _DRAWINGS[category](pen)
+    return pen.roles()
+
+
+@cache
+def aspect(category: str) -> tuple[float, float]:
+    """Width and height of a category's drawing, outline included, relative to its longer side."""
+    height, width = _role_map(category, 256).shape
+    return width / max(width, height), height / max(width, height)
+
+
+@lru_cache(maxsize=2048)
+def sprite(category: str, width: int, height: int) -> np.ndarray:
+    """(height, width, len(ROLES) - 1) float32: the share of each pixel that each paint role covers."""
+    roles = _role_map(category, 256 if max(width, height) <= 64 else 1024)
+    layers = [
+        np.asarray(Image.fromarray((roles == code).astype(np.float32)).resize((width, height), Image.Resampling.BOX))
+        for code in range(1, len(ROLES))
+    ]
+    return np.stack(layers, axis=-1)

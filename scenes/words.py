@@ -1,0 +1,83 @@
+"""The words of the world: lower-case, one token each, split by spaces; punctuation stands alone.
+
+The language is kept this regular because the decoder that learns it is tiny: one word for one thing, attributes always
+in one order ("a small red cup at the top left"), and the same words for a scene that is described and one that is seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .world import CATEGORIES, COLOURS, COLUMNS, PLACES, ROWS, SIZES, Thing
+
+PLURALS = {c: c if c in ("sheep", "fish") else f"{c}s" for c in CATEGORIES}
+
+NUMBERS = tuple(
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+)
+CYCLES = (
+    ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
+    ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+     "december"),
+    ("spring", "summer", "autumn", "winter"),
+)  # fmt: skip
+"""Words that follow each other in a circle: days, months, seasons."""
+
+AT = {place: "on" if place in ("street", "beach") else "in" for place in PLACES}
+"""The preposition of each place: in a kitchen, on a beach."""
+
+SLOT_WORDS = (
+    {"a", "an", "and", "or", ",", "at", "the"}
+    | {*CATEGORIES, *PLURALS.values(), *COLOURS, *PLACES, *SIZES, *COLUMNS, *ROWS, *AT.values()}
+    | {*NUMBERS, *(word for cycle in CYCLES for word in cycle)}
+)
+"""Every word that may fill a slot of a template."""
+
+_CATEGORY_OF = {word: category for category in CATEGORIES for word in (category, PLURALS[category])}
+
+
+def words_of(*templates: str) -> set[str]:
+    """The words of templates, slots left out."""
+    return {word for template in templates for word in template.split() if not re.fullmatch(r"\{\w+\}", word)}
+
+
+def with_article(phrase: str) -> str:
+    """`a` or `an` before a phrase, as its first letter asks."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def counted(category: str, count: int) -> str:
+    """"a cup", "two cups"."""
+    return with_article(category) if count == 1 else f"{NUMBERS[count]} {PLURALS[category]}"
+
+
+def position(thing: Thing) -> str:
+    """"at the top left"."""
+    return f"at the {thing.row} {thing.column}"
+
+
+def phrase(thing: Thing, *, size: bool = True, colour: bool = True, where: bool = True) -> str:
+    """A thing in words, attributes always in this order: "a small red cup at the top left"."""
+    named = [thing.size] * size + [thing.colour] * colour + [thing.category]
+    return " ".join([with_article(" ".join(named)), *[position(thing)] * where])
+
+
+def listed(items: Sequence[str], last: str = "and") -> str:
+    """"x", "x and y", "x , y and z"."""
+    return items[0] if len(items) == 1 else f"{' , '.join(items[:-1])} {last} {items[-1]}"
+
+
+def mentions(text: str) -> list[str]:
+    """The categories a text mentions, in order, once for each mention; singular and plural alike.
+
+    Punctuation may touch the words and case does not matter, so that it reads what any model wrote.
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    return [_CATEGORY_OF[word] for word in words if word in _CATEGORY_OF]
+
+
+def count_words(text: str, wanted: Iterable[str]) -> int:
+    """How many words of a text are among the wanted ones."""
+    wanted = frozenset(wanted)
+    return sum(word in wanted for word in re.findall(r"[a-z]+", text.lower()))
