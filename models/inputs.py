@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ class Writer:
         self.literals = tuple(dict.fromkeys(str(token) for token in own if token))
         self.templated = bool(getattr(processor, "chat_template", None))
         self.fronted = not self.templated and anatomy.layout.grid == "none"  # Q-Former families put pictures in front
-        self.markers = _marker_ids(self.tokenizer, anatomy)
+        self.markers = marker_ids(self.tokenizer, anatomy)
 
     def __call__(
         self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], answers: Sequence[str | None] | None
@@ -81,11 +82,12 @@ class Writer:
         texts = [self._write(p, len(pictures), a) for p, pictures, a in zip(prompts, images, answers, strict=True)]
         encoded = self._encode([text.full for text in texts], [list(pictures) for pictures in images])
         tensors = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        tensors.pop("labels", None)  # PaliGemma's processor makes some; with them the model would compute a loss
         tensors["attention_mask"] = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
         ids, mask = tensors["input_ids"], tensors["attention_mask"]
         self._check_length(mask)
         spans = find_spans(
-            ids, mask, self.anatomy.image_token_id, markers=self.markers, in_sequence=self.anatomy.image_in_sequence
+            ids, mask, self.anatomy.image_token_id, **self.markers, in_sequence=self.anatomy.image_in_sequence
         )
         sizes = [picture.size for pictures in images for picture in pictures]
         names = [self.tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
@@ -163,7 +165,7 @@ class Writer:
 
     def _encode(self, texts: list[str], images: list[list[Image.Image]]):
         flat = [picture for pictures in images for picture in pictures]
-        nested = self.anatomy.layout.grid in ("tiles", "cross") or self.anatomy.family == "idefics2"
+        nested = self.anatomy.layout.grid in ("tiles", "cross") or self.anatomy.family in ("idefics2", "gemma3")
         bos = self.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
         try:
@@ -192,7 +194,10 @@ class Writer:
         index = {name: i for i, name in enumerate(Spans.names)}
         real = torch.nonzero(labels >= 0).flatten()
         if text.head:
-            head = self._tokens(text.head, specials=not text.head.startswith(self.tokenizer.bos_token or "\0"))
+            head = self._tokens(text.head)
+            bos = self.tokenizer.bos_token_id
+            if bos is not None and ids[real[0]] == bos and head[:1] != [bos]:
+                head = [bos, *head]  # written by the tokenizer or processor, not by the template
             for position, (token, wanted) in zip(real, zip(ids[real].tolist(), head, strict=False), strict=False):
                 if token != wanted:
                     break
@@ -202,8 +207,8 @@ class Writer:
         if n:
             labels[real[-n:]] = index["answer"]
 
-    def _tokens(self, text: str, *, specials: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=specials)["input_ids"]
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def tensors_to_inputs(anatomy: Anatomy, tensors: dict, tokenizer=None) -> Inputs:
@@ -217,14 +222,14 @@ def tensors_to_inputs(anatomy: Anatomy, tensors: dict, tokenizer=None) -> Inputs
         ids,
         mask,
         anatomy.image_token_id,
-        markers=_marker_ids(tokenizer, anatomy),
+        **marker_ids(tokenizer, anatomy),
         in_sequence=anatomy.image_in_sequence,
     )
     return Inputs(tensors, place(spans, anatomy, tensors))
 
 
-def _marker_ids(tokenizer, anatomy: Anatomy) -> frozenset[int]:
-    """Ids that belong to a picture when they touch it: its start and end, row breaks, tile names."""
+def marker_ids(tokenizer, anatomy: Anatomy) -> dict[str, frozenset[int]]:
+    """Ids that belong to a picture when they touch it, and those that name tiles: see `find_spans`."""
     config = anatomy.model.config
     fields = (
         "vision_start_token_id",
@@ -234,12 +239,15 @@ def _marker_ids(tokenizer, anatomy: Anatomy) -> frozenset[int]:
         "boi_token_id",
         "eoi_token_id",
     )
-    ids = {getattr(config, field, None) for field in fields} - {None}
-    if tokenizer is not None:
-        words = ("image", "img", "vision", "tile", "row_", "global")
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        ids |= {i for i, token in added.items() if any(word in str(token).lower() for word in words)}
-    return frozenset(ids - {anatomy.image_token_id})
+    names = {i: str(token).lower() for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    words = ("image", "img", "vision", "tile", "row_", "global")
+    markers = {getattr(config, field, None) for field in fields} - {None}
+    markers |= {i for i, name in names.items() if any(word in name for word in words)}
+    return {
+        "markers": frozenset(markers - {anatomy.image_token_id}),
+        "continued": frozenset(i for i, name in names.items() if re.fullmatch(r"<row_\d+_col_\d+>", name)),
+        "closing": frozenset(i for i, name in names.items() if name == "<global-img>"),
+    }
 
 
 def _in_order(text: str, pieces: list[str], literal: str) -> int | None:

@@ -152,15 +152,18 @@ def check_processor(model, processor) -> None:
         raise UserError(
             f"the processor's tokenizer has {len(tokenizer)} tokens, the model embeds {rows}: use the model's own processor"
         )
-    token = getattr(processor, "image_token_id", None)
     wanted = getattr(config, "image_token_id", None)
-    if token is not None and wanted is not None and token != wanted:
+    theirs = {getattr(processor, "image_token_id", None), getattr(tokenizer, "image_token_id", None)} - {None}
+    if (
+        wanted is not None and theirs and wanted not in theirs
+    ):  # Gemma3's processor names the token that opens a picture
         raise UserError(
-            f"the processor's image token has id {token}, the model expects {wanted}: use the model's own processor"
+            f"the processor's image token has id {min(theirs)}, the model expects {wanted}: use the model's own processor"
         )
     patch = getattr(processor, "patch_size", None)
-    theirs = getattr(getattr(config, "vision_config", None), "patch_size", None)
-    if isinstance(patch, int) and isinstance(theirs, int) and patch != theirs:
+    tower = getattr(getattr(config, "vision_config", None), "patch_size", None)
+    merge = getattr(config, "downsample_factor", None) or 1  # Aya's processor counts merged patches
+    if isinstance(patch, int) and isinstance(tower, int) and patch not in (tower, tower * merge):
         raise UserError(
-            f"the processor counts patches of {patch} pixels, the model's tower has {theirs}: use the model's own processor"
+            f"the processor counts patches of {patch} pixels, the model's tower has {tower}: use the model's own processor"
         )

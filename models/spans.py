@@ -103,12 +103,15 @@ def find_spans(
     image_token_id: int,
     *,
     markers: frozenset[int] = frozenset(),
+    continued: frozenset[int] = frozenset(),
+    closing: frozenset[int] = frozenset(),
     in_sequence: bool = True,
 ) -> Spans:
     """Spans that can be told from the ids alone: bos, before, image, after. ids, attention_mask: (B, T).
 
-    `markers` are ids that belong to a picture when they touch it (vision start and end, row breaks). Where pictures are
-    not in the sequence (`in_sequence=False`) the one placeholder token is "image" but carries no visual token.
+    `markers` are ids that belong to a picture when they touch it (vision start and end, row breaks). After one that is
+    `continued` (the name of a tile) everything is picture until the tile behind a `closing` one (the name of the
+    thumbnail). Where pictures are not in the sequence (`in_sequence=False`) the one placeholder token is "image" but carries no visual token.
     """
     index = {name: i for i, name in enumerate(Spans.names)}
     labels = torch.full_like(ids, -1)
@@ -117,9 +120,10 @@ def find_spans(
     for b, (row, real) in enumerate(zip(ids.tolist(), attention_mask.bool().tolist(), strict=True)):
         positions = [t for t, keep in enumerate(real) if keep]
         marked = _with_markers(row, positions, visual[b].tolist(), markers)
-        seen_image, count, inside = False, -1, False
+        seen_image, count, inside, open_tiles = False, -1, False, False
         for t in positions:
-            if t in marked:
+            open_tiles = (open_tiles or row[t] in continued) and row[t] not in closing
+            if t in marked or open_tiles:
                 count += not inside
                 inside = seen_image = True
                 labels[b, t], image_index[b, t] = index["image"], count

@@ -101,8 +101,16 @@ class VLM:
     def trace(self, inputs: Inputs, sites: Sequence[str], *, grad: bool = False) -> Trace:
         """The sites of one batch, read in one forward pass. Sites: see `models.trace.site_names`; `*` matches layers."""
         with self.recording(inputs, sites) as recorder, torch.set_grad_enabled(grad):
-            self.model(**inputs.tensors, use_cache=False)
+            self.forward(inputs, use_cache=False)
         return recorder.trace(inputs)
+
+    def forward(self, inputs: Inputs, **options):
+        """The model's own output for a batch; a batch without pictures goes to the language model where it must."""
+        model = self.model
+        pictures = any(name.startswith("pixel") for name in inputs.tensors)
+        if not pictures and self.anatomy.layout.unembed.startswith("language_model."):  # BLIP insists on pixels
+            model = self.anatomy.model.language_model
+        return model(**inputs.tensors, **options)
 
     def generate(self, inputs: Inputs, *, skip_special_tokens: bool = True, **options) -> list[str]:
         """The model's answers. Takes every option of transformers' `generate`; greedy unless asked otherwise."""

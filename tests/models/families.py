@@ -126,7 +126,7 @@ def qwen3_5():
 def paligemma():
     config = hf.PaliGemmaConfig(
         vision_config=_siglip(projection_dim=32).to_dict(),
-        text_config=hf.GemmaConfig(**TEXT, head_dim=8).to_dict(),
+        text_config=hf.GemmaConfig(**TEXT | dict(vocab_size=1408), head_dim=8).to_dict(),  # room for <loc…> tokens
         image_token_index=IMAGE,
         projection_dim=32,
         hidden_size=32,
@@ -240,8 +240,10 @@ def build(name: str):
     """(model, one row of inputs) of a family: bos, two words, the picture, six words."""
     torch.manual_seed(0)
     model, n_visual, extra = FAMILIES[name]()
-    for parameter in model.parameters():  # gates and layer scales start at 0 or 1e-5: give every part a say
-        if parameter.dim() <= 1 and parameter.abs().max() < 1e-3:
+    for (
+        parameter
+    ) in model.parameters():  # gates, layer scales, Gemma3's projector start at 0 or 1e-5: give every part a say
+        if parameter.abs().max() < 1e-3:
             parameter.data.normal_(0, 0.2)
     return model.eval(), row(n_visual, extra, words=6)
 
