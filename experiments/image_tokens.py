@@ -52,7 +52,9 @@ def _square(anatomy: Anatomy, size: tuple[int, int], processor: Any) -> ImageTok
     tokens = (side // anatomy.merge) ** 2
     if getattr(anatomy.model.config, "vision_feature_select_strategy", "default") == "full":
         tokens += anatomy.layout.prefix
-    return ImageTokens(tokens, 1, side**2 + anatomy.layout.prefix, "fixed: every picture is resized to the tower's size")
+    return ImageTokens(
+        tokens, 1, side**2 + anatomy.layout.prefix, "fixed: every picture is resized to the tower's size"
+    )
 
 
 def _anyres(anatomy: Anatomy, size: tuple[int, int], processor: Any) -> ImageTokens:
@@ -80,7 +82,9 @@ def _merged(anatomy: Anatomy, size: tuple[int, int], processor: Any) -> ImageTok
         max_pixels=processor.size["longest_edge"],
     )
     patches = (height // vision.patch_size) * (width // vision.patch_size)
-    return ImageTokens(patches // anatomy.merge**2, 1, patches, f"depends on the size: resized to {height}x{width}{assumed}")
+    return ImageTokens(
+        patches // anatomy.merge**2, 1, patches, f"depends on the size: resized to {height}x{width}{assumed}"
+    )
 
 
 def _tiles(anatomy: Anatomy, size: tuple[int, int], processor: Any) -> ImageTokens:

@@ -195,8 +195,8 @@ def _example_spans(anatomy: Anatomy, processor: Any, size: tuple[int, int]) -> d
 
     from ..models import open_vlm
 
-    vlm = open_vlm(model=anatomy.model, processor=processor)
-    spans = vlm.prepare([[Image.new("RGB", (size[1], size[0]), "grey")]], ["What is in the picture?"]).spans
+    writer = open_vlm(model=anatomy.model, processor=processor).writer  # not `prepare`: the model may be on meta
+    spans = writer([[Image.new("RGB", (size[1], size[0]), "grey")]], ["What is in the picture?"], None).spans
     return {name: n for name in spans.names if (n := int(spans.mask(name).sum()))}
 
 
@@ -252,9 +252,12 @@ def _memory_table(facts: dict[str, Any]) -> Table:
     for name, size in facts["weights"].items():
         table.add_row(f"weights in {name}", _gib(size))
     what = f"batch {trace['batch']}, {trace['length']:,} positions, {trace['dtype']}"
+    labels = {
+        "peak": f"to trace {', '.join(trace['sites'])}",
+        "peak_generating": "to trace a generation of that length",
+    }
     for name, size in trace["bytes"].items():
-        label = f"[bold]to trace {', '.join(trace['sites'])}[/] ({what})" if name == "peak" else f"  trace: {name}"
-        table.add_row(label, _gib(size))
+        table.add_row(f"[bold]{labels[name]}[/] ({what})" if name in labels else f"  trace: {name}", _gib(size))
     return table
 
 

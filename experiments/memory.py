@@ -38,20 +38,26 @@ def weight_memory(anatomy: Anatomy) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TraceMemory:
-    """Bytes a trace needs, part by part; `peak` is their sum. See `trace_memory` for what each holds."""
+    """Bytes a trace needs, part by part. See `trace_memory` for what each holds."""
 
     weights: int
     sites: int
     logits: int
-    cache: int
     work: int
+    cache: int
 
     @property
     def peak(self) -> int:
-        return self.weights + self.sites + self.logits + self.cache + self.work
+        """One `vlm.trace`: the logits are made when the layers are done, so the larger of the two counts."""
+        return self.weights + self.sites + max(self.work, self.logits)
+
+    @property
+    def peak_generating(self) -> int:
+        """One `vlm.trace_generation` that ends at this length: the same, with the cache."""
+        return self.peak + self.cache
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self) | {"peak": self.peak}
+        return asdict(self) | {"peak": self.peak, "peak_generating": self.peak_generating}
 
 
 def trace_memory(
@@ -71,11 +77,15 @@ def trace_memory(
 
     - weights: every parameter, a bytes each, tied ones once (`weight_memory` for quantised ones);
     - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S and attn_images 8 B H T I
-      (always fp32); cross_mass 4 B H T I tiles; projector B I tokens D a; vision.blocks.i.resid_post M N Dv a;
+      (always fp32); cross_mass 4 B H T I tiles; projector B I tokens D a (before
+      padding is cut); vision.blocks.i.resid_post M N Dv a;
     - logits: B T V a, made by the model whether asked for or not;
-    - cache: keys and values of every softmax attention layer, 2 B K T d a (a cross-attention layer: its patches for T);
     - work: the larger of one decoder layer and one tower layer in flight: for n positions n a (4 D + max(3 F,
-      4 H d + 2 K d)), and for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32).
+      4 H d + 2 K d)), and for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32);
+    - cache: keys and values of every softmax attention layer, 2 B K T d a (a cross-attention layer: its patches for T).
+      Only decoding keeps them; a plain trace does not.
+
+    peak = weights + sites + max(work, logits); a traced generation that ends at this length needs the cache besides.
 
     It assumes a fused attention kernel (sdpa or flash): eager attention adds B H T² a a layer. The allocator's
     fragmentation and the GPU context (about 0.5 to 1 GB) come on top.
@@ -90,8 +100,8 @@ def trace_memory(
         weights=total * size,
         sites=kept - (logits if "logits" in names else 0),
         logits=logits,
-        cache=_cache(anatomy, batch, length, images, picture) * size,
         work=_work(anatomy, batch, length, images, picture, size, any(name.endswith("mass") for name in names)),
+        cache=_cache(anatomy, batch, length, images, picture) * size,
     )
 
 
@@ -109,7 +119,10 @@ def site_bytes(
     if kind == "blocks.cross_mass":
         return rows * images * tiles
     if kind == "projector":
-        tokens = tiles * patches if anatomy.layout.grid == "cross" else tokens
+        if anatomy.layout.grid == "cross":
+            tokens = tiles * patches
+        elif anatomy.layout.grid == "anyres":  # padding is cut and newlines come in behind the projector
+            tokens = tiles * (patches - anatomy.layout.prefix)
         return batch * images * tokens * anatomy.hidden_size * size
     if kind == "vision.blocks.resid_post":
         return batch * images * tiles * patches * vision_width(anatomy) * size

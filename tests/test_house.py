@@ -55,9 +55,8 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
             base = ".".join([*parents, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
 def package_of(path: Path) -> str:
@@ -178,7 +177,10 @@ def test_constraints_pin_exact_versions_and_nothing_else():
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
     names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in wanted} - {"chiasm"}
     assert names <= pinned, f"not pinned: {names - pinned}"
 
@@ -187,7 +189,9 @@ def test_every_dependency_is_used():
     """A dependency nobody imports is a download for nothing (peft is what transformers loads adapters with)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     imported = {
-        name.split(".")[0] for path in house_files() for name in imported_modules(path.read_text("utf-8"), package_of(path))
+        name.split(".")[0]
+        for path in house_files()
+        for name in imported_modules(path.read_text("utf-8"), package_of(path))
     }
     imports = {"pillow": "PIL", "pyyaml": "yaml"}
     names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in project["dependencies"]}

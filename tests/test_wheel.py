@@ -21,7 +21,9 @@ LIMIT = 30 * 2**20
 def run(*command: object, cwd: Path) -> str:
     """The command's output; a failure shows both streams."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COVERAGE"))} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=clean, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=clean, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -49,7 +51,17 @@ def fresh(wheel) -> Path:
     venv.create(home, with_pip=False, symlinks=os.name != "nt")
     commands = home / ("Scripts" if os.name == "nt" else "bin")
     run(
-        *(sys.executable, "-m", "pip", "--python", commands / "python", "install", "--quiet", "--no-index", "--no-deps"),
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            commands / "python",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+        ),
         wheel,
         cwd=wheel.parent,
     )
