@@ -34,7 +34,7 @@ _BEFORE_LONG = (
     "before you look , read these facts : {text} these facts are true . now look at the picture :",
 )
 _AFTER_LONG = (
-    "answer with one word . the question is about this picture and not about the words before it . look at every thing in it , do not guess , "
+    "the question is about this picture and not about the words before it . look at every thing in it , do not guess , "
     "and do not tell us what you can not see . now answer this : {q}",
     "please look at the picture from left to right and from top to bottom before you answer . the words before it do "
     "not help you here . the question about the picture is : {q}",

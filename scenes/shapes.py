@@ -97,8 +97,7 @@ def _flower(pen: Pen) -> None:
 
 def _sheep(pen: Pen) -> None:
     for x in (0.36, 0.5, 0.7, 0.82):
-        pen.line("detail", [(x, 0.62), (x, 0.86)], 0.07)
-        pen.line("outline", [(x, 0.84), (x, 0.86)], 0.07)
+        pen.line("outline", [(x, 0.62), (x, 0.88)], 0.06)
     for x, y, r in ((0.38, 0.42, 0.15), (0.55, 0.34, 0.16), (0.73, 0.38, 0.16), (0.84, 0.52, 0.13), (0.68, 0.58, 0.16),
                     (0.46, 0.58, 0.15), (0.58, 0.48, 0.18)):
         pen.oval("main", x, y, r, r)
@@ -243,15 +242,59 @@ def _chair(pen: Pen) -> None:
     pen.line("main", [(0.24, 0.04), (0.28, 0.58), (0.22, 1.0)], 0.1)
     pen.area("main", [(0.26, 0.5), (0.78, 0.5), (0.82, 0.62), (0.26, 0.62)])
     pen.line("main", [(0.74, 0.6), (0.8, 1.0)], 0.09)
-    pen.line("main", [(0.24, 0.1), (0.3, 0.1)], 0.1)
+
+
+def _rabbit(pen: Pen) -> None:
+    for x, lean in ((0.36, -0.06), (0.64, 0.06)):
+        pen.line("main", [(x, 0.5), (x + lean, 0.14)], 0.16)
+        pen.line("white", [(x, 0.44), (x + lean, 0.16)], 0.05)
+    pen.oval("main", 0.5, 0.68, 0.3, 0.28)
+    for x in (0.4, 0.6):
+        pen.oval("detail", x, 0.62, 0.045, 0.05)
+    pen.oval("white", 0.5, 0.79, 0.09, 0.07)
+
+
+def _pot(pen: Pen) -> None:
+    pen.line("wood", [(0.06, 0.5), (0.94, 0.5)], 0.1)
+    pen.oval("wood", 0.5, 0.16, 0.07, 0.07)
+    pen.area("main", [(0.16, 0.38), (0.26, 0.24), (0.74, 0.24), (0.84, 0.38)])
+    pen.area("main", [(0.16, 0.38), (0.84, 0.38), (0.82, 0.8), (0.72, 0.9), (0.28, 0.9), (0.18, 0.8)])
+    pen.line("detail", [(0.17, 0.38), (0.83, 0.38)], 0.04)
+
+
+def _bus(pen: Pen) -> None:
+    pen.area("main", [(0.0, 0.2), (0.05, 0.14), (0.95, 0.14), (1.0, 0.2), (1.0, 0.74), (0.0, 0.74)])
+    for x in (0.07, 0.31, 0.55):
+        pen.box("glass", x, 0.24, x + 0.18, 0.44)
+    pen.box("glass", 0.79, 0.24, 0.94, 0.66)
+    for x in (0.22, 0.66):
+        pen.oval("outline", x, 0.76, 0.09, 0.09)
+        pen.oval("white", x, 0.76, 0.045, 0.045)
+
+
+def _starfish(pen: Pen) -> None:
+    turns = [math.pi * (i / 5 - 0.5) for i in range(10)]
+    reach = [0.5 if i % 2 == 0 else 0.24 for i in range(10)]
+    pen.area("main", [(0.5 + r * math.cos(t), 0.5 + r * math.sin(t)) for r, t in zip(reach, turns, strict=True)])
+    for t in turns[::2]:
+        pen.oval("detail", 0.5 + 0.24 * math.cos(t), 0.5 + 0.24 * math.sin(t), 0.035, 0.035)
+    pen.oval("detail", 0.5, 0.5, 0.04, 0.04)
+
+
+def _sock(pen: Pen) -> None:
+    pen.area("main", [(0.36, 0.1), (0.72, 0.1), (0.72, 0.62), (0.64, 0.8), (0.3, 0.96), (0.14, 0.94), (0.1, 0.8),
+                      (0.18, 0.7), (0.36, 0.56)])
+    pen.box("white", 0.36, 0.18, 0.72, 0.28)
+    pen.area("shade", [(0.14, 0.94), (0.1, 0.8), (0.18, 0.7), (0.32, 0.92), (0.3, 0.96)])
+    pen.line("shade", [(0.6, 0.62), (0.68, 0.7)], 0.05)
 
 
 _DRAWINGS: dict[str, Callable[[Pen], None]] = {
-    "tree": _tree, "flower": _flower, "sheep": _sheep, "kite": _kite,
-    "cup": _cup, "bottle": _bottle, "apple": _apple, "clock": _clock,
-    "car": _car, "house": _house, "bicycle": _bicycle, "cone": _cone,
-    "boat": _boat, "umbrella": _umbrella, "fish": _fish, "ball": _ball,
-    "bed": _bed, "lamp": _lamp, "book": _book, "chair": _chair,
+    "tree": _tree, "flower": _flower, "sheep": _sheep, "kite": _kite, "rabbit": _rabbit,
+    "cup": _cup, "bottle": _bottle, "apple": _apple, "pot": _pot, "clock": _clock,
+    "car": _car, "house": _house, "bicycle": _bicycle, "bus": _bus, "cone": _cone,
+    "boat": _boat, "umbrella": _umbrella, "fish": _fish, "ball": _ball, "starfish": _starfish,
+    "bed": _bed, "lamp": _lamp, "book": _book, "chair": _chair, "sock": _sock,
 }  # fmt: skip
 
 DRAWABLE = tuple(_DRAWINGS)

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 
 from .world import CATEGORIES, COLOURS, COLUMNS, PLACES, ROWS, SIZES, Thing
 
-PLURALS = {c: c if c in ("sheep", "fish") else f"{c}s" for c in CATEGORIES}
+_ODD_PLURALS = {"sheep": "sheep", "fish": "fish", "starfish": "starfish", "bus": "buses"}
+PLURALS = {category: _ODD_PLURALS.get(category, f"{category}s") for category in CATEGORIES}
 
-NUMBERS = tuple(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
-)
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
 CYCLES = (
     ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
     ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",

@@ -17,11 +17,11 @@ from typing import Any
 from .shapes import aspect
 
 TYPICAL: dict[str, tuple[str, ...]] = {
-    "meadow": ("tree", "flower", "sheep", "kite"),
-    "kitchen": ("cup", "bottle", "apple", "clock"),
-    "street": ("car", "house", "bicycle", "cone"),
-    "beach": ("boat", "umbrella", "fish", "ball"),
-    "bedroom": ("bed", "lamp", "book", "chair"),
+    "meadow": ("tree", "flower", "sheep", "kite", "rabbit"),
+    "kitchen": ("cup", "bottle", "apple", "pot", "clock"),
+    "street": ("car", "house", "bicycle", "bus", "cone"),
+    "beach": ("boat", "umbrella", "fish", "ball", "starfish"),
+    "bedroom": ("bed", "lamp", "book", "chair", "sock"),
 }
 """The things each place suggests, most frequent first; a thing is typical for exactly one place."""
 
@@ -37,7 +37,7 @@ RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
 HOME = {category: place for place, things in TYPICAL.items() for category in things}
 """The one place each category is typical for."""
 
-_WEIGHTS = (0.34, 0.28, 0.22, 0.16)  # unequal, so that "popular" differs from "random" in POPE's sense
+_WEIGHTS = (0.28, 0.24, 0.20, 0.16, 0.12)  # unequal, so that "popular" differs from "random" in POPE's sense
 _COLUMN_BANDS = {"left": (0.12, 0.30), "middle": (0.43, 0.57), "right": (0.70, 0.88)}
 _ROW_BANDS = {"top": (0.16, 0.36), "bottom": (0.62, 0.84)}
 # The bands leave gaps, so "left" is never nearly "middle" and every relation is plain to see.
