@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..scenes.errors import UserError
 from .anatomy import Anatomy
@@ -199,11 +200,16 @@ class Recorder:
     def trace(self, inputs=None) -> Trace:
         """What was read, in forward order, decoding steps joined; rows of padding have mass zero."""
         joined = {site: _join(self.read[site], site) for site in self.sites if site in self.read}
-        for site, value in joined.items():
-            if site.endswith(("attn_mass", "attn_images")):
-                real = self.spans.real.to(value.device).repeat_interleave(len(value) // len(self.spans.labels), 0)
-                value[:, :, : real.shape[1]] *= real[:, None, :, None]
+        if not self.spans.real.all():
+            for site, value in joined.items():
+                if site.endswith(("attn_mass", "attn_images")):
+                    joined[site] = value * self._real_queries(value)
         return Trace(joined, inputs)
+
+    def _real_queries(self, mass: Tensor) -> Tensor:
+        """1 for queries that are no padding, 0 for those that are, to be multiplied with (B, H, T, S)."""
+        real = self.spans.real.to(mass.device).repeat_interleave(len(mass) // len(self.spans.labels), 0)
+        return pad(real, (0, mass.shape[2] - real.shape[1]), value=True)[:, None, :, None]
 
 
 def _join(values: list[Tensor], site: str) -> Tensor:
