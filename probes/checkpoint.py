@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def check_setup(checkpoint: Checkpoint, setup: dict[str, Any], where: Path) -> N
     for name, now in setup.items():
         before = checkpoint.setup.get(name)
         if before != now:
+            if isinstance(before, dict) and isinstance(now, dict):
+                changed = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+                before, now = f"{changed} {before.get(changed)}", f"{changed} {now.get(changed)}"
             raise UserError(
                 f"{str(where)!r} was begun with another {name} ({_short(before)}, now {_short(now)}): "
                 "resume with the same, or start a new run"
@@ -88,5 +92,7 @@ def check_setup(checkpoint: Checkpoint, setup: dict[str, Any], where: Path) -> N
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = str(value)
+    if re.fullmatch("[0-9a-f]{16,}", text):  # a hash: its beginning tells it from another
+        return text[:12]
     return text if len(text) <= 60 else text[:59] + "…"

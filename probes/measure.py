@@ -19,7 +19,7 @@ from .finite import check_finite
 from .loader import Batch, Data, Loader, Skipped
 from .processes import from_main, gathered, is_main, join_processes, n_processes, process_index
 from .progress import Meter
-from .state import check_probes, probe_setup, restore_states, take_states
+from .state import check_probes, probes_setup, restore_states, take_states
 from .subject import data_facts, model_facts
 
 
@@ -94,8 +94,7 @@ def measure(
     if store.run is not None:
         store.facts = {"model": model_facts(vlm), "data": data_facts(data)}
         setup = {"model": store.facts["model"]["weights"], "data": store.facts["data"]["fingerprint"]}
-        setup |= {"limit": limit, "batch_size": batch_size, "seed": seed}
-        setup["probes"] = {probe.name: probe_setup(probe) for probe in probes}
+        setup |= {"limit": limit, "batch_size": batch_size, "seed": seed, **probes_setup(probes)}
     state = store.begin(setup, probes)
     if not state.done:
         _read_all(vlm, data, probes, state, store, batch_size, checkpoint_every, strict, progress, seed)

@@ -36,14 +36,19 @@ def check_probes(probes: Sequence) -> list:
     return probes
 
 
-def probe_setup(probe) -> dict[str, Any]:
-    """What a probe is and is set to, as JSON values: a resumed measurement must have the same."""
-    states = probe.metric_state
-    options = {}
-    for name, value in sorted(vars(probe).items()):
-        if not name.startswith("_") and name not in states and not callable(value) and name != "training":
-            options[name] = _plain(value)
-    return {"class": f"{type(probe).__module__}:{type(probe).__qualname__}", "options": options}
+def probes_setup(probes: Sequence) -> dict[str, Any]:
+    """What the probes are and are set to, as JSON values: a resumed measurement must have the same."""
+    setup: dict[str, Any] = {"set of probes": ", ".join(probe.name for probe in probes)}
+    for probe in probes:
+        # Without the module: the same class may come from a script today and from a package tomorrow.
+        setup[f"probe {probe.name!r}"] = type(probe).__qualname__
+        own = {name: value for name, value in sorted(vars(probe).items()) if _is_option(probe, name, value)}
+        setup[f"option of probe {probe.name!r}"] = {name: _plain(value) for name, value in own.items()}
+    return setup
+
+
+def _is_option(probe, name: str, value: Any) -> bool:
+    return not name.startswith("_") and name != "training" and name not in probe.metric_state and not callable(value)
 
 
 def _plain(value: Any) -> Any:

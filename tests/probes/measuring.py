@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from pathlib import Path
 
 import pandas as pd
 import torch
 import transformers as hf
-from PIL import Image
-from torchmetrics import Metric
-
 from chiasm.experiments.run import Run, load_run
 from chiasm.models import open_vlm
 from chiasm.models.organism.processor import IMAGE, make_processor
 from chiasm.probes.measure import measure
+from chiasm.probes.processes import join_processes, n_processes
 from chiasm.scenes.sample import BadSample, Sample
+from PIL import Image
+from torchmetrics import Metric
 
 WORDS = [f"w{i}" for i in range(90)]
 POSITIONS = 64
@@ -109,30 +108,28 @@ class Contrast(Metric):
         )
 
 
+N, BAD, SETUP = 30, (4, 11), dict(batch_size=3, checkpoint_every=2)
+"""What the script measures: 30 samples, two of them damaged, in batches of 3, with a checkpoint every 6 samples."""
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("--root", default="runs")
-    options.add_argument("--resume")
-    options.add_argument("--n", type=int, default=30)
-    options.add_argument("--die-at", type=int)
-    options.add_argument("--tables", type=Path)
+    options.add_argument("--fresh", help="measure into a new run under this folder")
+    options.add_argument("--resume", help="go on with this run")
+    options.add_argument("--die-at", type=int, help="kill this process when so many samples were read")
     given = options.parse_args()
-    from chiasm.probes.processes import is_main, join_processes
-
+    samples = Stream(N, BAD) if given.die_at is None else Deadly(N, BAD, given.die_at)
     join_processes()
-    run = load_run(given.resume) if given.resume else Run.create("test", {}, given.root)
-    samples = Stream(given.n, bad=(4, 11))
-    if given.die_at is not None:
-        samples = _Deadly(given.n, bad=(4, 11), at=given.die_at)
-    result = measure(tiny_vlm(), samples, [Norms(), Contrast()], run=run, batch_size=3, checkpoint_every=2)
-    if is_main() and given.tables:
-        given.tables.mkdir(parents=True, exist_ok=True)
-        for name, table in {**result.tables, "skipped": result.skipped}.items():
-            table.to_parquet(given.tables / f"{name}.parquet")
-    run.finish()
+    print(n_processes(), "processes")
+    if given.fresh:
+        with Run.create("test", {}, given.fresh) as run:
+            measure(tiny_vlm(), samples, [Norms(), Contrast()], run=run, **SETUP)
+    if given.resume:
+        with load_run(given.resume).resume() as run:
+            measure(tiny_vlm(), samples, [Norms(), Contrast()], run=run, **SETUP)
 
 
-class _Deadly(Stream):
+class Deadly(Stream):
     """Kills its own process with SIGKILL when a sample is asked for: no handler and no `finally` runs."""
 
     def __init__(self, n: int, bad: tuple[int, ...], at: int):
