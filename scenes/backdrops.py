@@ -34,7 +34,9 @@ class _Brush:
         self._draw.ellipse([v * self._n for v in (x - rx, y - ry, x + rx, y + ry)], fill=fill)
 
     def line(self, points: list[tuple[float, float]], width: float, fill: tuple[int, int, int]) -> None:
-        self._draw.line([(x * self._n, y * self._n) for x, y in points], fill=fill, width=max(1, round(width * self._n)))
+        self._draw.line(
+            [(x * self._n, y * self._n) for x, y in points], fill=fill, width=max(1, round(width * self._n))
+        )
 
     def halves(self, upper: tuple[int, int, int], lower: tuple[int, int, int]) -> None:
         self.box(0, 0, WIDE, HORIZON, upper)

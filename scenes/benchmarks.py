@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from .captions import caption, describe, instruction, scene_in_words
+from .errors import UserError
 from .language import framed
 from .questions import KINDS, Question, existence, question
 from .render import render
@@ -67,9 +68,9 @@ def pope_questions(
     Source: Li et al. 2023 (arXiv 2305.10355), section 4.
     """
     if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling is one of {', '.join(SAMPLINGS)}, got {sampling!r}")
+        raise UserError(f"sampling is one of {', '.join(SAMPLINGS)}, got {sampling!r}")
     if frame not in FRAMES:
-        raise ValueError(f"frame is one of {', '.join(FRAMES)}, got {frame!r}")
+        raise UserError(f"frame is one of {', '.join(FRAMES)}, got {frame!r}")
     samples = []
     for scene in scenes:
         rng = _rng(rng_seed, "pope", scene.seed)  # not of the sampling: all three ask the same positives
@@ -95,7 +96,7 @@ def chair(mentioned: Iterable[str], scene: Scene) -> dict[str, int]:
     mentioned = list(mentioned)
     unknown = sorted(set(mentioned) - set(CATEGORIES))
     if unknown:
-        raise ValueError(f"not categories of this world: {', '.join(unknown)}; find mentions with mentions(text)")
+        raise UserError(f"not categories of this world: {', '.join(unknown)}; find mentions with mentions(text)")
     present = set(scene.categories())
     invented = [category for category in mentioned if category not in present]
     return {
@@ -129,7 +130,7 @@ def skill_set(
     if kind in TASKS:
         return [_task_sample(kind, split, seed, i) for i in range(n)]
     if kind not in ASKED:
-        raise ValueError(f"kind is one of {', '.join((*ASKED, *TASKS))}, got {kind!r}")
+        raise UserError(f"kind is one of {', '.join((*ASKED, *TASKS))}, got {kind!r}")
     samples = list(scene_samples(n, split, kind, seed, **options))
     return [_in_words(sample, seed) for sample in samples] if described else samples
 
@@ -155,9 +156,9 @@ def scene_samples(
     truth: scene and kind; for questions also label, about and the full question.
     """
     if kind not in ("caption", "description", *ASKED):
-        raise ValueError(f"kind is one of caption, description, {', '.join(ASKED)}, got {kind!r}")
+        raise UserError(f"kind is one of caption, description, {', '.join(ASKED)}, got {kind!r}")
     if frame not in FRAMES:
-        raise ValueError(f"frame is one of {', '.join(FRAMES)}, got {frame!r}")
+        raise UserError(f"frame is one of {', '.join(FRAMES)}, got {frame!r}")
     return _scene_samples(n, split, kind, seed, style, start, size, frame, world or World(), noisy)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+from .errors import UserError
 from .questions import unique_things
 from .words import AT, counted, listed, phrase, words_of
 from .world import COLOURS, COLUMNS, RELATIONS, ROWS, SIZES, TYPICAL, Scene, Thing, World, relations
@@ -22,13 +23,21 @@ _NEUTRAL = (
 )
 _COLOUR = ("{things} .", "{things} {at} a {place} .", "in color : {things} .", "the colors are {colours} : {things} .")
 _POSITION = ("{things} .", "{at} a {place} : {things} .", "a {place} with {things} .")
-_PLACE = ("{scenery} , with {things} .", "{scenery} . {at} the {place} : {things} .", "{scenery} . {things} {at} the {place} .")
+_PLACE = (
+    "{scenery} , with {things} .",
+    "{scenery} . {at} the {place} : {things} .",
+    "{scenery} . {things} {at} the {place} .",
+)
 INSTRUCTIONS = {
     "neutral": ("write a short caption .", "what do you see ?", "write a short caption of the image ."),
     "colour": ("write a caption about the colors .", "what do you see , and in which colors ?"),
     "place": ("write a caption about the place .", "what do you see , and what is the place like ?"),
     "position": ("write a caption about where things are .", "what do you see , and where ?"),
-    "description": ("describe the image in detail .", "please describe the picture in detail .", "say all that you see ."),
+    "description": (
+        "describe the image in detail .",
+        "please describe the picture in detail .",
+        "say all that you see .",
+    ),
 }
 """What a user says to get each style of caption, or a description; the first wording is the standard one."""
 
@@ -68,7 +77,11 @@ _OPENING = (
 )
 _THERE = ("there is {thing} .", "we see {thing} .", "the picture shows {thing} .")
 _BESIDE = ("the {a} is {relation} the {b} .",)
-_LISTING = ("a {place} with {things} .", "{at} the {place} : {things} .", "this is a picture of a {place} . {sentences}")
+_LISTING = (
+    "a {place} with {things} .",
+    "{at} the {place} : {things} .",
+    "this is a picture of a {place} . {sentences}",
+)
 
 WORDS = words_of(
     *_NEUTRAL, *_COLOUR, *_POSITION, *_PLACE, *_LIGHT, *_OPENING, *_THERE, *_BESIDE, *_LISTING,
@@ -78,22 +91,21 @@ WORDS = words_of(
 )  # fmt: skip
 """Every word these texts use beside the fillers of their slots."""
 
-PLACE_WORDS = frozenset(TYPICAL) | frozenset(
-    ["grass", "hills", "sky", "nature", "outdoors", "indoors", "tiles", "wall", "counter", "room", "home", "cook", "sleep", "floor", "buildings", "road", "town", "windows", "sand", "waves", "sea", "wide", "soft", "fresh", "clean", "busy", "tall", "sunny", "quiet", "wooden", "stripes", "light", "bright", "dim"]
+PLACE_WORDS = frozenset(TYPICAL) | words_of(
+    "grass hills sky nature outdoors indoors tiles wall counter room home cook sleep floor buildings road town windows "
+    "sand waves sea wide soft fresh clean busy tall sunny quiet wooden stripes light bright dim"
 )
 """The words that make a caption place-focused."""
 
 
-def caption(
-    scene: Scene, style: str = "neutral", rng: random.Random | None = None, world: World | None = None
-) -> str:
+def caption(scene: Scene, style: str = "neutral", rng: random.Random | None = None, world: World | None = None) -> str:
     """One caption that mentions every thing; `rng` varies order and wording (default: fixed by the scene's seed).
 
     neutral: things and place without attributes. colour: every thing with its colour. place: the place's own scenery
     and light first. position: every thing with where it is.
     """
     if style not in STYLES:
-        raise ValueError(f"style is one of {', '.join(STYLES)}, got {style!r}")
+        raise UserError(f"style is one of {', '.join(STYLES)}, got {style!r}")
     rng = rng or random.Random(scene.seed)
     things = told_things(scene, rng, world)
     rng.shuffle(things)
@@ -115,7 +127,7 @@ def caption(
 def instruction(style: str, rng: random.Random | None = None) -> str:
     """What to say for a caption of a style, or for a "description"; without `rng` the standard wording."""
     if style not in INSTRUCTIONS:
-        raise ValueError(f"style is one of {', '.join(INSTRUCTIONS)}, got {style!r}")
+        raise UserError(f"style is one of {', '.join(INSTRUCTIONS)}, got {style!r}")
     return rng.choice(INSTRUCTIONS[style]) if rng else INSTRUCTIONS[style][0]
 
 

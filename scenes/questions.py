@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from .errors import UserError
 from .words import NUMBERS, PLURALS, counted, position, with_article, words_of
-from .world import CATEGORIES, Scene, Thing, relations
+from .world import CATEGORIES, INVERSE, Scene, Thing, relations
 
 KINDS = ("existence", "colour", "number", "position", "relation", "size")
 """The kinds of question about a scene; "place" can be asked as well, and is no test of grounding in things."""
@@ -47,14 +48,6 @@ _SHORT = {
     "relation": "{a} {relation} {b} ?",
     "place": "place ?",
 }
-_INVERSE = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-    "in front of": "behind",
-    "behind": "in front of",
-}
 _SENTENCES = (
     "yes , there is {x} .", "yes , there are {x} .", "no , there is no {x} .", "the {x} is {y} .", "there is one {x} .",
     "there are {y} {x} .", "there is one thing .", "there are {y} things .", "yes , the {a} is {relation} the {b} .",
@@ -63,7 +56,7 @@ _SENTENCES = (
 
 WORDS = words_of(
     *_IS_THERE, *_COLOUR, *_NUMBER, *_COLUMN, *_ROW, *_SIZE, *_RELATION, *_WHICH.values(), *_PLACE, *_SHORT.values(),
-    *_INVERSE, *_SENTENCES, "yes no",
+    *INVERSE, *_SENTENCES, "yes no",
 )  # fmt: skip
 
 
@@ -118,7 +111,7 @@ def _ask(scene: Scene, kind: str, rng: random.Random, short: bool) -> Question |
         text = _SHORT["place"] if short else rng.choice(_PLACE)
         return Question(text, scene.place, f"this is a {scene.place} .", "place")
     if kind not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)} or place, got {kind!r}")
+        raise UserError(f"kind is one of {', '.join(KINDS)} or place, got {kind!r}")
     unique = unique_things(scene)
     return _attribute(scene.things[rng.choice(unique)], kind, rng, short) if unique else None
 
@@ -175,7 +168,7 @@ def _relation(scene: Scene, rng: random.Random, short: bool) -> Question | None:
         text = _WHICH[relation].format(a=first, b=second)
         return Question(text, a, f"the {a} is {relation} the {b} .", "relation", (first, second))
     true = rng.random() < 0.5
-    asked = relation if true else _INVERSE[relation]
+    asked = relation if true else INVERSE[relation]
     text = (_SHORT["relation"] if short else _RELATION[0]).format(a=a, b=b, relation=asked)
     answer = "yes" if true else "no"
     return Question(text, answer, f"{answer} , the {a} is {relation} the {b} .", "relation", (a, b))

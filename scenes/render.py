@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from .backdrops import HORIZON, backdrop
-from .shapes import ROLES, sprite
+from .errors import UserError
+from .pen import ROLES
+from .shapes import silhouette, sprite
 from .world import Scene, Thing
 
 PAINT: dict[str, tuple[int, int, int]] = {
@@ -50,17 +52,16 @@ class Picture:
 def render(scene: Scene, size: int = 64) -> Picture:
     """Draw a scene on `size` x `size` pixels; the same scene always gives the same pixels."""
     if size < 16:
-        raise ValueError(f"size is at least 16 pixels, got {size}")
+        raise UserError(f"size is at least 16 pixels, got {size}")
     rng = np.random.default_rng(scene.noise_seed)
     image, depth = _background(scene, size, rng)
     segmentation = np.zeros((size, size), dtype=np.int64)
     own = [0] * len(scene.things)
     for i in sorted(range(len(scene.things)), key=lambda i: -scene.things[i].depth):
         thing = scene.things[i]
-        where, paint, cover = _stamp(thing, size)
+        where, paint, cover, solid = _stamp(thing, size)
         view = image[where]
         view += paint - view * cover[..., None]
-        solid = cover >= 0.5
         own[i] = int(solid.sum())
         depth[where][solid] = thing.depth
         segmentation[where][solid] = i + 1
@@ -80,13 +81,12 @@ def _background(scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.n
     return whole[top : top + size, left : left + size].copy(), np.repeat(ground[:, None], size, axis=1)
 
 
-def _stamp(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Where a thing goes, its paint weighted by coverage (h, w, 3), and its coverage (h, w)."""
-    x0, y0, x1, y1 = (size * v for v in thing.box)
-    left, top, wide, high = round(x0), round(y0), max(1, round(x1 - x0)), max(1, round(y1 - y0))
+def _stamp(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]:
+    """Where a thing goes, its paint weighted by coverage (h, w, 3), its coverage and whether it counts (h, w)."""
+    left, top, wide, high = thing.pixels(size)
     weights = sprite(thing.category, wide, high)
     where = slice(top, top + high), slice(left, left + wide)
-    return where, weights @ _palette(thing.colour), weights.sum(-1)
+    return where, weights @ _palette(thing.colour), weights.sum(-1), silhouette(thing.category, wide, high)
 
 
 def _palette(colour: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from .errors import UserError
 from .questions import Question
 from .words import AT, CYCLES, NUMBERS, listed, with_article, words_of
 from .world import CATEGORIES, HOME, PLACES
@@ -27,7 +28,7 @@ def text_task(kind: str, rng: random.Random) -> Question:
     """A task of a kind with its one-word answer and the answer as a sentence."""
     makers = {"sums": _sum, "sequences": _sequence, "facts": _fact, "sorting": _sorting}
     if kind not in makers:
-        raise ValueError(f"kind is one of {', '.join(TASKS)}, got {kind!r}")
+        raise UserError(f"kind is one of {', '.join(TASKS)}, got {kind!r}")
     text, answer, sentence = makers[kind](rng)
     return Question(text, answer, sentence, kind)
 

@@ -50,12 +50,12 @@ def with_article(phrase: str) -> str:
 
 
 def counted(category: str, count: int) -> str:
-    """"a cup", "two cups"."""
+    """One or several of a category: "a cup", "two cups"."""
     return with_article(category) if count == 1 else f"{NUMBERS[count]} {PLURALS[category]}"
 
 
 def position(thing: Thing) -> str:
-    """"at the top left"."""
+    """Where a thing is: "at the top left"."""
     return f"at the {thing.row} {thing.column}"
 
 
@@ -66,7 +66,7 @@ def phrase(thing: Thing, *, size: bool = True, colour: bool = True, where: bool 
 
 
 def listed(items: Sequence[str], last: str = "and") -> str:
-    """"x", "x and y", "x , y and z"."""
+    """Joined: "x", "x and y", "x , y and z"."""
     return items[0] if len(items) == 1 else f"{' , '.join(items[:-1])} {last} {items[-1]}"
 
 

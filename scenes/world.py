@@ -12,66 +12,49 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
-from .shapes import aspect
+from .errors import UserError
+from .things import (
+    CATEGORIES,
+    COLOURS,
+    COLUMNS,
+    HOME,
+    PLACES,
+    ROWS,
+    SIZES,
+    TYPICAL,
+    Box,
+    Thing,
+    area,
+    hidden_pixels,
+    overlap,
+)
 
-TYPICAL: dict[str, tuple[str, ...]] = {
-    "meadow": ("tree", "flower", "sheep", "kite", "rabbit"),
-    "kitchen": ("cup", "bottle", "apple", "pot", "clock"),
-    "street": ("car", "house", "bicycle", "bus", "cone"),
-    "beach": ("boat", "umbrella", "fish", "ball", "starfish"),
-    "bedroom": ("bed", "lamp", "book", "chair", "sock"),
-}
-"""The things each place suggests, most frequent first; a thing is typical for exactly one place."""
+__all__ = [
+    "CATEGORIES", "COLOURS", "COLUMNS", "HOME", "INVERSE", "PLACES", "RELATIONS", "ROWS", "SIZES", "SPLITS", "TYPICAL",
+    "Scene", "Thing", "World", "boxes", "make_scene", "relations", "split_seeds",
+]  # fmt: skip
 
-PLACES = tuple(TYPICAL)
-CATEGORIES = tuple(category for things in TYPICAL.values() for category in things)
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
-SIZES = ("small", "big")
-COLUMNS = ("left", "middle", "right")
-ROWS = ("top", "bottom")
 SPLITS = ("train", "val", "test")
-RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
-
-HOME = {category: place for place, things in TYPICAL.items() for category in things}
-"""The one place each category is typical for."""
+INVERSE = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+    "in front of": "behind",
+    "behind": "in front of",
+}
+"""Each relation and the one that holds the other way round."""
+RELATIONS = tuple(INVERSE)
 
 _WEIGHTS = (0.28, 0.24, 0.20, 0.16, 0.12)  # unequal, so that "popular" differs from "random" in POPE's sense
 _COLUMN_BANDS = {"left": (0.12, 0.30), "middle": (0.43, 0.57), "right": (0.70, 0.88)}
 _ROW_BANDS = {"top": (0.16, 0.36), "bottom": (0.62, 0.84)}
 # The bands leave gaps, so "left" is never nearly "middle" and every relation is plain to see.
-_EXTENT = {"small": 0.235, "big": 0.41}  # longer side as a share of the picture: about 15 and 26 of 64 pixels
+_PLAIN_TO_SEE = 10  # pixels of 64 x 64 one thing must cover of another to be called in front of it
 _MAX_COVERED = 0.36  # of a box by nearer boxes; keeps every thing recognisable (visible >= 0.4 in pixels, tested)
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object: (x, y) is its centre in 0..1 of the picture, y down; depth runs from 0 near to 1 far."""
-
-    category: str
-    colour: str
-    size: str
-    x: float
-    y: float
-    depth: float
-
-    @property
-    def column(self) -> str:
-        """left, middle or right: the third of the picture the centre is in."""
-        return COLUMNS[min(2, int(self.x * 3))]
-
-    @property
-    def row(self) -> str:
-        """top or bottom: the half of the picture the centre is in."""
-        return ROWS[int(self.y >= 0.5)]
-
-    @cached_property
-    def box(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 in 0..1 of the picture, outline included. Far things are drawn a tenth smaller."""
-        half = _EXTENT[self.size] * (1.05 - 0.1 * self.depth) / 2
-        wide, high = aspect(self.category)
-        return self.x - half * wide, self.y - half * high, self.x + half * wide, self.y + half * high
 
 
 @dataclass(frozen=True)
@@ -94,15 +77,15 @@ class World:
     def __post_init__(self) -> None:
         for name in ("typical_share", "label_noise", "occlusion"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability in 0..1, got {getattr(self, name)}")
+                raise UserError(f"{name} is a probability in 0..1, got {getattr(self, name)}")
         if not 1 <= self.min_things <= self.max_things <= 6:
-            raise ValueError(
+            raise UserError(
                 f"a scene has 1 to 6 things, got min_things={self.min_things}, max_things={self.max_things}"
             )
         object.__setattr__(self, "spurious", tuple(self.spurious))  # JSON gives a list
         cause, effect, share = self.spurious
         if cause not in CATEGORIES or effect not in CATEGORIES or not 0 <= share <= 1:
-            raise ValueError(f"spurious is (category, category, probability), got {self.spurious}")
+            raise UserError(f"spurious is (category, category, probability), got {self.spurious}")
 
     def to_dict(self) -> dict[str, Any]:
         """The dials as plain JSON values."""
@@ -141,6 +124,21 @@ class Scene:
         """Whether the light is dim rather than bright; nothing lies between."""
         return self.light < 0.87
 
+    @cached_property
+    def _relations(self) -> tuple[tuple[int, str, int], ...]:
+        found = []
+        for (i, a), (j, b) in combinations(enumerate(self.things), 2):
+            columns = COLUMNS.index(a.column) - COLUMNS.index(b.column)
+            rows = ROWS.index(a.row) - ROWS.index(b.row)
+            near, far = (a, b) if a.depth < b.depth else (b, a)
+            if columns:
+                found.append((i, "left of" if columns < 0 else "right of", j))
+            if rows:
+                found.append((i, "above" if rows < 0 else "below", j))
+            if hidden_pixels(near, far) >= _PLAIN_TO_SEE:
+                found.append((i, "in front of" if near is a else "behind", j))
+        return tuple(found + [(j, INVERSE[relation], i) for i, relation, j in found])
+
     def count(self, category: str) -> int:
         """How many things of a category there are."""
         return sum(thing.category == category for thing in self.things)
@@ -173,11 +171,11 @@ def split_seeds(split: str, n: int, start: int = 0) -> list[int]:
     """`n` seeds of a split, from its `start`-th on; slices with different ranges never share a seed."""
     digits = [digit for digit in range(10) if _split_of_digit(digit) == split]
     if not digits:
-        raise ValueError(f"split is one of {', '.join(SPLITS)}, got {split!r}")
+        raise UserError(f"split is one of {', '.join(SPLITS)}, got {split!r}")
     return [10 * (i // len(digits)) + digits[i % len(digits)] for i in range(start, start + n)]
 
 
-def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
+def boxes(scene: Scene) -> list[Box]:
     """The box of each thing as (x0, y0, x1, y1) in 0..1 of the picture, whether or not it is partly covered."""
     return [thing.box for thing in scene.things]
 
@@ -186,22 +184,9 @@ def relations(scene: Scene) -> list[tuple[int, str, int]]:
     """Every (i, relation, j) that holds, i and j indices of things.
 
     Left, right, above and below compare coarse positions, so they can be told from the picture and from the words alike;
-    in front of and behind need boxes that overlap, since otherwise nobody could see it.
+    in front of and behind need one thing to cover part of the other, since otherwise nobody could see it.
     """
-    found = []
-    for i, a in enumerate(scene.things):
-        for j, b in enumerate(scene.things):
-            if i == j:
-                continue
-            columns = COLUMNS.index(a.column) - COLUMNS.index(b.column)
-            rows = ROWS.index(a.row) - ROWS.index(b.row)
-            if columns:
-                found.append((i, "left of" if columns < 0 else "right of", j))
-            if rows:
-                found.append((i, "above" if rows < 0 else "below", j))
-            if _overlap(a.box, b.box) > 0.1 * min(_area(a.box), _area(b.box)):
-                found.append((i, "in front of" if a.depth < b.depth else "behind", j))
-    return found
+    return list(scene._relations)
 
 
 def _split_of_digit(digit: int) -> str:
@@ -253,12 +238,4 @@ def _stand(kind: str, depth: float, column: str, row: str, rng: random.Random) -
 
 def _covered(thing: Thing, things: list[Thing]) -> float:
     nearer = (other.box for other in things if other.depth < thing.depth)
-    return sum(_overlap(thing.box, box) for box in nearer) / _area(thing.box)
-
-
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return sum(overlap(thing.box, box) for box in nearer) / area(thing.box)
