@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +118,15 @@ class _Switch:
                 self.config._attn_implementation = self.previous
 
 
+_switches: WeakKeyDictionary[PreTrainedModel, _Switch] = (
+    WeakKeyDictionary()
+)  # beside the model, so that it stays copyable
+
+
 @contextmanager
 def recording_mass(model: PreTrainedModel, reader: MassReader) -> Iterator[None]:
     """While open, `reader` is given the masses of every attention call this thread makes in the language model."""
-    switch = model.__dict__.setdefault("_chiasm_switch", _Switch(model))
+    switch = _switches.setdefault(model, _Switch(model))
     switch.enter()
     token = _readers.set((*_readers.get(), reader))
     try:

@@ -38,7 +38,10 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the token embeddings (the first of several)."""
-        return self.model.get_input_embeddings().weight.device
+        embeddings = self.model.get_input_embeddings()
+        if embeddings.weight.device.type == "meta" and hasattr(embeddings, "_hf_hook"):  # offloaded: fetched when used
+            return torch.device(embeddings._hf_hook.execution_device)
+        return embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +113,15 @@ class VLM:
         pictures = any(name.startswith("pixel") for name in inputs.tensors)
         if not pictures and self.anatomy.layout.unembed.startswith("language_model."):  # BLIP insists on pixels
             model = self.anatomy.model.language_model
-        return model(**inputs.tensors, **options)
+        try:
+            return model(**inputs.tensors, **options)
+        except ValueError as error:
+            if "do not match" not in str(error):
+                raise
+            tokens = inputs.spans.visual.sum().item()
+            raise UserError(
+                f"{tokens} image tokens in the prompt do not fit the pictures' features: {' '.join(str(error).split())}"
+            ) from error
 
     def generate(self, inputs: Inputs, *, skip_special_tokens: bool = True, **options) -> list[str]:
         """The model's answers. Takes every option of transformers' `generate`; greedy unless asked otherwise."""
