@@ -203,6 +203,8 @@ class Writer:
                     break
                 if labels[position] == index["before"]:
                     labels[position] = index["system"]
+        if text.answer == text.tail:
+            return
         n = len(self._tokens(text.answer)) - _common(self._tokens(text.tail), self._tokens(text.answer))
         if n:
             labels[real[-n:]] = index["answer"]

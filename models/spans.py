@@ -114,27 +114,31 @@ def find_spans(
     thumbnail). Where pictures are not in the sequence (`in_sequence=False`) the one placeholder token is "image" but carries no visual token.
     """
     index = {name: i for i, name in enumerate(Spans.names)}
-    labels = torch.full_like(ids, -1)
-    image_index = torch.full_like(ids, -1)
     visual = (ids == image_token_id) & attention_mask.bool()
-    for b, (row, real) in enumerate(zip(ids.tolist(), attention_mask.bool().tolist(), strict=True)):
+    rows = zip(ids.tolist(), attention_mask.bool().tolist(), visual.tolist(), strict=True)
+    labels, images = [], []
+    for row, real, features in rows:
         positions = [t for t, keep in enumerate(real) if keep]
-        marked = _with_markers(row, positions, visual[b].tolist(), markers)
+        marked = _with_markers(row, positions, features, markers)
+        label, image = [-1] * len(row), [-1] * len(row)
         seen_image, count, inside, open_tiles = False, -1, False, False
         for t in positions:
             open_tiles = (open_tiles or row[t] in continued) and row[t] not in closing
             if t in marked or open_tiles:
                 count += not inside
                 inside = seen_image = True
-                labels[b, t], image_index[b, t] = index["image"], count
+                label[t], image[t] = index["image"], count
             else:
                 inside = False
-                labels[b, t] = index["after" if seen_image else "before"]
+                label[t] = index["after" if seen_image else "before"]
         if positions and positions[0] not in marked:
-            labels[b, positions[0]] = index["bos"]
+            label[positions[0]] = index["bos"]
+        labels.append(label)
+        images.append(image)
     none = torch.full_like(ids, -1)
     boxes = torch.full((*ids.shape, 4), float("nan"), device=ids.device)
-    return Spans(labels, image_index, visual & in_sequence, none, none.clone(), boxes)
+    labels, images = (torch.tensor(values, device=ids.device).view(ids.shape) for values in (labels, images))
+    return Spans(labels, images, visual & in_sequence, none, none.clone(), boxes)
 
 
 def _with_markers(row: list[int], positions: list[int], visual: list[bool], markers: frozenset[int]) -> set[int]:
