@@ -101,16 +101,17 @@ class Coco(Reader):
         return file_content(self.path)
 
     def items(self) -> Iterator[Item]:
+        kind = self.kind
         for number, listed in enumerate(self._file["images"]):
             name = str(listed.get("id", f"images[{number}]")) if isinstance(listed, dict) else f"images[{number}]"
-            yield Item(name, f"{self.path.name!r} image {name}", partial(self._read_listed, name, listed))
+            yield Item(name, f"{self.path.name!r} image {name}", partial(self._read_listed, name, listed, kind))
 
-    def _read_listed(self, name: str, listed: Any) -> Sample:
+    def _read_listed(self, name: str, listed: Any, kind: str) -> Sample:
         if not isinstance(listed, dict) or not isinstance(listed.get("id"), str | int):
             raise ItemError(f"is {short(listed)}, must be an object with 'id' and 'file_name': correct it")
         annotations = self._file["annotations"].get(listed["id"], [])
         file_name = text(listed, "file_name", required=True)
-        if self.kind == "captions":
+        if kind == "captions":
             captions = tuple(text(annotation, "caption", required=True).strip() for annotation in annotations)
             picture = self.picture(self._place(file_name))
             answer = captions[0] if captions else None

@@ -114,7 +114,6 @@ def _recognise_file(path: Path) -> str:
             first = next((line for line in iter(lambda: stream.readline(_HEAD), b"") if line.strip()), b"").strip()
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): correct its permissions") from None
-    is_document = path.suffix.lower() == ".json"
     try:
         record = json.loads(first)
     except (ValueError, RecursionError):  # half a document, or a bad line, which the reader will name
@@ -123,13 +122,9 @@ def _recognise_file(path: Path) -> str:
         if "images" in record and "annotations" in record:
             return "coco"
         return "pope" if "question_id" in record and "prompt" not in record else "jsonl"
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return "jsonl"
-    if is_document and first.startswith(b"["):
-        raise UserError(
-            f"{str(path)!r} is a JSON list, must be JSON Lines: write one object a line, without brackets and commas"
-        )
-    if is_document and first.startswith(b"{"):
+    if path.suffix.lower() in (".jsonl", ".ndjson") or first.startswith(b"["):
+        return "jsonl"  # of a list that reader says what to do with it
+    if path.suffix.lower() == ".json" and first.startswith(b"{"):
         return "coco"
     if not first:
         raise UserError(f"{str(path)!r} is empty: give a data set with at least one item")

@@ -32,6 +32,10 @@ def load(source: str, config: str | None = None, revision: str | None = None) ->
     path = Path(source)
     if not path.exists():
         return _load_from_hub(source, config, revision)
+    if (path / "state.json").is_file() and not any(
+        path.glob("*.arrow")
+    ):  # the library fails on what it saved without rows
+        raise UserError(f"data set {source!r} is empty (no .arrow file): give a data set with at least one row")
     import datasets  # takes a second, so only when needed
 
     try:

@@ -51,7 +51,7 @@ class ImageFolder(Reader):
             within = "" if self.recursive else ", folders within it not looked at (recursive=False)"
             raise UserError(
                 f"{self.called()} holds no pictures ({passed_over} other files{within}): "
-                f"give a folder with files such as {', '.join(sorted(SUFFIXES)[:8])}"
+                "give a folder with .jpg, .png, .webp or other picture files"
             )
         return sorted(found)
 

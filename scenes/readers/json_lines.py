@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ class LineReader(Reader):
         paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not all(isinstance(path, str) and path.strip() for path in paths):
             raise ItemError(f"'image' is {short(paths)}, must be a path or a list of paths: write it in quotes")
+        if any("\0" in path for path in paths):
+            raise ItemError(f"'image' is {short(paths)}, which holds a NUL byte: remove it")
         if remote := next((path for path in paths if "://" in path or path.startswith("data:")), None):
             raise ItemError(
                 f"'image' is {short(remote)}, pictures are read from files only: download it and give its path"
@@ -91,13 +94,13 @@ class JsonLines(LineReader):
     """Lines of `{"image": path or list of paths or null, "prompt": text, "answer": text, "id": text, "truth": {…}}`.
 
     answer, id and truth may be missing; other fields are not read. Without id, the id is "file:line".
-    prompt: what is asked where a line has no prompt; without it such a line is an error.
+    prompt: asked of every line in place of its own.
     """
 
     prompt: str | None = None
 
     def sample(self, name: str, record: dict[str, Any]) -> Sample:
-        prompt = self.prompt if record.get("prompt") is None and self.prompt else text(record, "prompt", required=True)
+        prompt = self.prompt or text(record, "prompt", required=True)
         answer = text(record, "answer")
         truth = record.get("truth") or {}
         if not isinstance(truth, dict):
@@ -107,33 +110,41 @@ class JsonLines(LineReader):
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not empty, each with its number from 1. Raises UserError for a file that cannot be lines."""
+    first = True
     try:
         with open(path, "rb") as stream:
-            for number in range(1, 1 << 62):
+            for number in count(1):
                 raw = stream.readline(MAX_LINE + 1)
-                if number == 1:
-                    _refuse_encoding(path, raw[:4])
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark some editors put in front of UTF-8
-                elif not raw:
+                if not raw:
                     return
+                if number == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark some editors put in front of UTF-8
                 if len(raw) > MAX_LINE:
                     raise UserError(
                         f"{path.name!r} line {number} is longer than {MAX_LINE >> 20} MB, so this is not JSON Lines: "
                         "write one object a line"
                     )
-                if raw.strip():
-                    yield number, raw
+                if not raw.strip():
+                    continue
+                if first:
+                    _refuse_other_files(path, raw.lstrip()[:4])
+                first = False
+                yield number, raw
     except OSError as error:
         raise UserError(
             f"{str(path)!r} cannot be read ({error.strerror}): correct its permissions or copy it again"
         ) from None
 
 
-def _refuse_encoding(path: Path, start: bytes) -> None:
+def _refuse_other_files(path: Path, start: bytes) -> None:
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{str(path)!r} is UTF-16, must be UTF-8: save it as UTF-8")
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zX")):
         raise UserError(f"{str(path)!r} is a compressed file: unpack it first")
+    if start.startswith(b"["):  # its last element has no comma behind it, and would pass as the only sample
+        raise UserError(
+            f"{str(path)!r} is a JSON list, must be JSON Lines: write one object a line, without brackets and commas"
+        )
 
 
 def parse(raw: bytes) -> dict[str, Any]:

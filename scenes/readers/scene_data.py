@@ -13,7 +13,7 @@ from .reader import Item, Reader
 class SceneData(Reader):
     """n rendered scenes with their truth, made as they are asked for: `chiasm.scenes.benchmarks.scene_samples`.
 
-    kind: which benchmark (default: that function's own). split: train, val or test, which share no scene. seed: which scenes.
+    kind: what is asked about them (default: that function's own). split: train, val or test, which share no scene. seed: which scenes.
     """
 
     kind: str | None = None
@@ -44,5 +44,8 @@ class SceneData(Reader):
         return "scenes" if self.kind is None else f"scenes:{self.kind}"
 
     def content(self) -> Iterator[bytes]:
-        """Nothing: the options say everything."""
-        return iter(())
+        """The first scene, besides the options: it changes when the world or its drawing does."""
+        sample = next(self.items()).read()
+        yield f"{sample.prompt}\0{sample.answer}".encode()
+        for image in sample.images:
+            yield image.tobytes()
