@@ -9,6 +9,7 @@ import signal
 import pandas as pd
 import torch
 import transformers as hf
+from chiasm.experiments.machine import peak_memory_mb
 from chiasm.experiments.run import Run, load_run
 from chiasm.models import open_vlm
 from chiasm.models.organism.processor import IMAGE, make_processor
@@ -117,6 +118,9 @@ def main() -> None:
     options.add_argument("--fresh", help="measure into a new run under this folder")
     options.add_argument("--resume", help="go on with this run")
     options.add_argument("--die-at", type=int, help="kill this process when so many samples were read")
+    options.add_argument(
+        "--memory", type=int, nargs="*", default=[], help="print the peak memory after so many samples"
+    )
     given = options.parse_args()
     samples = Stream(N, BAD) if given.die_at is None else Deadly(N, BAD, given.die_at)
     join_processes()
@@ -127,6 +131,9 @@ def main() -> None:
     if given.resume:
         with load_run(given.resume).resume() as run:
             measure(tiny_vlm(), samples, [Norms(), Contrast()], run=run, **SETUP)
+    for n in given.memory:
+        measure(tiny_vlm(), Stream(n), [Contrast()], batch_size=32)
+        print(peak_memory_mb()["process"])
 
 
 class Deadly(Stream):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import subprocess
+import sys
 import weakref
 
 import pandas as pd
@@ -15,6 +17,7 @@ from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import BadSample
 from PIL import Image
 
+from . import measuring
 from .measuring import POSITIONS, WORDS, Contrast, Norms, Stream, sample, tiny_vlm
 
 
@@ -322,6 +325,13 @@ def test_reading_ahead_passes_errors_on(vlm):
 
     with pytest.raises(OSError, match="the share is gone"):
         list(Loader(vlm, Data(broken()), 1, ahead=2))
+
+
+def test_peak_memory_does_not_grow_with_the_samples():
+    script = [sys.executable, measuring.__file__, "--memory", "200", "2000"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=200, check=True)
+    few, many = (float(line) for line in done.stdout.splitlines()[1:])
+    assert many <= 1.03 * few
 
 
 def test_progress_lines_where_there_is_no_terminal(vlm, caplog, monkeypatch):
