@@ -15,7 +15,7 @@ from .world import Scene, Thing
 
 PAINT: dict[str, tuple[int, int, int]] = {
     "red": (216, 30, 36),
-    "orange": (250, 136, 10),
+    "orange": (250, 122, 10),
     "yellow": (250, 222, 30),
     "green": (34, 150, 60),
     "blue": (34, 82, 214),
@@ -97,7 +97,7 @@ def _palette(colour: str) -> np.ndarray:
         "main": main,
         "shade": main + 34 if dark else main * 0.8,
         "detail": np.full(3, 150 if dark else 48),
-        "outline": np.full(3, 96) if dark else main * 0.38,
+        "outline": np.full(3, 96) if dark else main * 0.45,
     }
     return np.array([mixed.get(role, _FIXED.get(role)) for role in ROLES[1:]], dtype=np.float32)
 

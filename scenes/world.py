@@ -122,7 +122,7 @@ class Scene:
     @property
     def dim(self) -> bool:
         """Whether the light is dim rather than bright; nothing lies between."""
-        return self.light < 0.87
+        return self.light < 0.88
 
     @cached_property
     def _relations(self) -> tuple[tuple[int, str, int], ...]:
@@ -207,7 +207,7 @@ def _draw(seed: int, world: World, rng: random.Random) -> Scene:
     things = None
     while things is None:
         things = _lay_out(kinds, world, rng)
-    light = rng.uniform(0.7, 0.8) if rng.random() < 0.5 else rng.uniform(0.94, 1.06)
+    light = rng.uniform(0.74, 0.82) if rng.random() < 0.5 else rng.uniform(0.94, 1.06)
     return Scene(seed, place, things, light, rng.getrandbits(32))
 
 
