@@ -12,6 +12,7 @@ import transformers as hf
 from chiasm.experiments.image_tokens import image_tokens
 from chiasm.experiments.info import info, meta_model, read_config, render
 from chiasm.experiments.memory import site_bytes, trace_memory, weight_memory
+from chiasm.experiments.timing import allocation_peak
 from chiasm.models import open_vlm
 from chiasm.models.anatomy import find_anatomy
 from chiasm.scenes.errors import UserError
@@ -140,19 +141,6 @@ def test_tied_weights_are_counted_once():
 def test_nothing_is_allocated():
     model = meta_model(read_config(str(CONFIGS / "llava-1.5-7b.json")))
     assert all(p.is_meta for p in model.parameters())
-
-
-def allocation_peak(step) -> int:
-    """The most bytes of tensors alive at once during `step`, above those before it, as torch's allocator reports."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kept = step()
-    level = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            level += event.nbytes()
-            peak = max(peak, level)
-    del kept
-    return peak
 
 
 @pytest.mark.parametrize(
