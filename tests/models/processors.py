@@ -93,6 +93,14 @@ def qwen2_5_vl():
     return _qwen(hf.Qwen2_5_VLProcessor)
 
 
+def qwen3_vl():
+    return _qwen(hf.Qwen3VLProcessor)
+
+
+def qwen3_5():
+    return _qwen(hf.Qwen3VLProcessor)
+
+
 def _idefics_tokens():
     places = [f"<row_{r}_col_{c}>" for r in (1, 2, 3) for c in (1, 2, 3)]
     names = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places]
@@ -102,6 +110,13 @@ def _idefics_tokens():
 def idefics3():
     images = hf.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     return hf.Idefics3Processor(images, _idefics_tokens(), image_seq_len=4, chat_template=_template("<image>"))
+
+
+def smolvlm():
+    images = hf.SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    videos = hf.SmolVLMVideoProcessor()
+    template = _template("<image>")
+    return hf.SmolVLMProcessor(images, _idefics_tokens(), videos, image_seq_len=4, chat_template=template)
 
 
 def idefics2():
@@ -169,7 +184,8 @@ def mllama():
 PROCESSORS = {
     f.__name__: f
     for f in (
-        llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, idefics3, idefics2, internvl, mistral3, aya_vision,
+        llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, idefics3, smolvlm,
+        idefics2, internvl, mistral3, aya_vision,
         blip2, instructblip, gemma3, paligemma, mllama,
     )
 }  # fmt: skip

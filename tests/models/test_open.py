@@ -174,3 +174,21 @@ def test_an_unknown_familys_features_must_fit_its_image_tokens():
     tensors["input_ids"][0, 3] = 9
     with pytest.raises(UserError, match="15 image tokens"):
         vlm.trace(vlm.from_tensors(**tensors), ["logits"])
+
+
+def test_quantisation_and_device_maps_reach_transformers(folder, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    given = {}
+
+    def load(source, **kwargs):
+        given.update(kwargs)
+        return build("llava")[0]
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", load)
+    wanted = object()
+    open_vlm(folder, device="cpu", quantization_config=wanted, revision="v1")
+    assert given["quantization_config"] is wanted and given["device_map"] == {"": "cpu"} and given["revision"] == "v1"
+    assert given["trust_remote_code"] is False
+    open_vlm(folder, device_map="auto")
+    assert given["device_map"] == "auto"
