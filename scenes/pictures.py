@@ -149,6 +149,8 @@ def _identify(stream: BinaryIO, called: str) -> Image.Image:
         stream.seek(0)
         try:
             return factory(stream, "")
+        except Image.DecompressionBombError as error:  # some formats' readers check by themselves
+            raise UserError(f"{called} is too large ({_short(error)}): scale it down") from error
         except Exception as error:  # as for decoding: the signature says this format, and the rest of it is broken
             raise UserError(
                 f"{called} starts as {format_name} but its header is truncated or damaged ({_short(error)}): "

@@ -126,10 +126,7 @@ def test_a_dark_16_bit_picture_stays_dark():
 def test_12_bit_tiff_uses_its_own_range():
     values = np.array([[0, 1365, 2730, 4095]] * 4)
     packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in values.reshape(-1, 2).tolist())
-    tags = [(256, 4), (257, 4), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 4), (279, len(packed))]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    content = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory + b"\0\0\0\0"
-    assert np.asarray(open_picture(content))[0, :, 0].tolist() == [0, 85, 170, 255]
+    assert np.asarray(open_picture(tiff(4, 4, 12, packed)))[0, :, 0].tolist() == [0, 85, 170, 255]
 
 
 def test_16_bit_colour_keeps_its_high_byte():
@@ -205,36 +202,68 @@ def test_of_an_animation_the_first_frame(format):
     assert distance(open_picture(content), frames[0]) < 3
 
 
-def huge(format):
-    """The header of a 40,000 × 40,000 picture (WebP: 16,384 × 16,384, its largest) with a few bytes behind it."""
-    small = encoded(Image.new("RGB", (64, 64), "red"), format) if format != "PNG" else b""
+def tiff(width, height, bits, pixels):
+    """A little-endian greyscale TIFF by hand."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags.append((279, len(pixels)))
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory + b"\0\0\0\0"
+
+
+def huge(format, side=40000):
+    """The header of a square picture with a few bytes behind it."""
+    small = encoded(Image.new("RGB", (64, 64), "red"), format, **({"lossless": True} if format == "WEBP" else {}))
     if format == "PNG":
-        return png(40000, 40000, rows=b"\0" * 100)
+        return png(side, side, rows=b"\0" * 100)
     if format == "JPEG":
         at = small.index(b"\xff\xc0")
-        return small[: at + 5] + struct.pack(">HH", 40000, 40000) + small[at + 9 :]
+        return small[: at + 5] + struct.pack(">HH", side, side) + small[at + 9 :]
     if format == "GIF":
-        return small[:6] + struct.pack("<HH", 40000, 40000) + small[10:]
+        return small[:6] + struct.pack("<HH", side, side) + small[10:]
     if format == "BMP":
-        return small[:18] + struct.pack("<ii", 40000, 40000) + small[26:]
+        return small[:18] + struct.pack("<ii", side, side) + small[26:]
     if format == "PPM":
-        return b"P6 40000 40000 255\n" + b"\0" * 100
+        return f"P6 {side} {side} 255\n".encode() + b"\0" * 100
     if format == "QOI":
-        return small[:4] + struct.pack(">II", 40000, 40000) + small[12:]
+        return small[:4] + struct.pack(">II", side, side) + small[12:]
+    if format == "TIFF":
+        return tiff(side, side, 8, b"\0" * 100)
+    if format == "WEBP":
+        at = small.index(b"\x2f")  # the mark of the lossless stream; 14 bits each of width - 1 and height - 1 follow
+        return small[: at + 1] + struct.pack("<I", (side - 1) | (side - 1) << 14) + small[at + 5 :]
     raise AssertionError(format)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "PPM", "QOI"])
-def test_a_bomb_is_refused_from_its_header(tmp_path, monkeypatch, format):
+SIDES = dict.fromkeys(["PNG", "JPEG", "GIF", "BMP", "PPM", "QOI", "TIFF"], 40000) | {"WEBP": 9000}  # it ends at 16384 | {
+    "WEBP": 16384
+}  # WebP has no larger
+
+
+@pytest.mark.parametrize(("format", "side"), SIDES.items())
+def test_a_bomb_is_refused_from_its_header(tmp_path, monkeypatch, format, side):
     def decoded(self):
         raise AssertionError("a picture that must be refused from its header was decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
     path = tmp_path / "bomb.bin"
-    path.write_bytes(huge(format))
+    path.write_bytes(huge(format, side))
     message = refusal(path)
-    for part in (str(path), "40000 × 40000", "1600.0 Mpixel", "64 Mpixel", "max_pixels"):
+    for part in (str(path), f"{side} × {side}", f"{side * side / 1e6:.1f} Mpixel", "64 Mpixel", "max_pixels"):
         assert part in message
+
+
+def test_a_frame_larger_than_its_animation_is_refused():
+    small = encoded(Image.new("RGB", (64, 64), "red"), "GIF")
+    at = small.index(b"\x2c\0\0\0\0")  # the first frame's place, then its width and height
+    for side in (9000, 60000):  # within and beyond Pillow's own limit
+        message = refusal(small[: at + 5] + struct.pack("<HH", side, side) + small[at + 9 :], name="frame.gif")
+        assert "'frame.gif'" in message and str(side if side == 9000 else side * side) in message
+        assert "scale it down" in message
+
+
+def test_a_bomb_that_pillow_refuses_first():
+    message = refusal(huge("WEBP", 16384), name="big.webp")
+    assert "'big.webp' is too large" in message and str(16384**2) in message and "scale it down" in message
 
 
 def test_the_limit_is_an_option_and_pillows_own_does_not_stand_in_its_way():
