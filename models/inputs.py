@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -21,18 +21,19 @@ _KEPT_WITHOUT_IMAGES = ("input_ids", "attention_mask", "token_type_ids", "mm_tok
 
 @dataclass(frozen=True)
 class Inputs:
-    """tensors: what the model takes by keyword; spans: what each position is."""
+    """tensors: what the model takes by keyword; spans: what each position is; samples: where `measure` made the batch, the
+    `Sample` of each row, with its id and truth."""
 
     tensors: dict[str, Tensor]
     spans: Spans
+    samples: tuple = ()
 
     def __len__(self) -> int:
         return len(self.tensors["input_ids"])
 
     def to(self, device) -> Inputs:
-        return Inputs(
-            {k: v.to(device) if hasattr(v, "to") else v for k, v in self.tensors.items()}, self.spans.to(device)
-        )
+        tensors = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.tensors.items()}
+        return replace(self, tensors=tensors, spans=self.spans.to(device))
 
     def without_images(self) -> Inputs:
         """The same texts with the visual tokens deleted and no pictures; spans keep saying before, after, answer."""
@@ -42,7 +43,7 @@ class Inputs:
             if name in self.tensors:
                 rows = [self.tensors[name][b][at] for b, at in enumerate(kept)]
                 tensors[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return Inputs(tensors, spans)
+        return Inputs(tensors, spans, self.samples)
 
 
 @dataclass(frozen=True)

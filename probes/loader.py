@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
@@ -184,11 +184,12 @@ class Loader:
 
     def _prepare(self, samples: list[tuple[int, Sample]]):
         answers = [sample.answer for _, sample in samples]
-        return self.vlm.prepare(
+        inputs = self.vlm.prepare(
             [list(sample.images) for _, sample in samples],
             [sample.prompt for _, sample in samples],
             answers if any(answer is not None for answer in answers) else None,
         )
+        return replace(inputs, samples=tuple(sample for _, sample in samples))
 
     def _skip(self, made: Batch, place: int, name: str, reason: str) -> None:
         if self.strict:

@@ -217,6 +217,18 @@ def test_answers_are_read_in_the_same_pass(vlm):
     assert seen == [[2, 0]]
 
 
+def test_probes_are_told_which_samples_the_rows_are(vlm):
+    seen = []
+
+    class Look(Contrast):
+        def update(self, trace, inputs):
+            super().update(trace, inputs)
+            seen.append([[s.id for s in i.samples] for i in (inputs, trace.inputs, trace.text_only.inputs)])
+
+    measure(vlm, [sample(5), BadSample("x", "?"), sample(7), sample(8)], [Look()], batch_size=3)
+    assert seen == [[["s5", "s7"]] * 3, [["s8"]] * 3]
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
