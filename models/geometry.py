@@ -154,7 +154,7 @@ def place(spans: Spans, anatomy: Anatomy, tensors: dict, *, processor=None, size
     if len(at) == 0 or not any(key.startswith("pixel") for key in tensors):
         return spans
     owner = spans.image_index.cpu()[at[:, 0], at[:, 1]]
-    pairs, counts = torch.unique_consecutive(torch.stack([at[:, 0], owner], -1), dim=0, return_counts=True)
+    counts = torch.unique_consecutive(torch.stack([at[:, 0], owner], -1), dim=0, return_counts=True)[1]
     grids = _GRIDS[anatomy.layout.grid](anatomy=anatomy, tensors=tensors, counts=counts.tolist(), tiles_of=tiles_of)
     if sum(map(len, grids)) != len(at):
         _mismatch(

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from .families import IMAGE, VOCAB
 
-WORDS = "user : assistant what is in the picture ? look at this a an cat dog red on table yes no . you are kind".split()
+_WORDS = "user : assistant what is in the picture ? look at this a an cat dog red on table yes no . you are kind"
 ORDERED = (
     "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}{% if c['type'] == 'image' %}MARK{% else %}"
     "{{ c['text'] }}{% endif %} {% endfor %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
@@ -22,7 +22,7 @@ IMAGES_FIRST = (  # as LLaVA-1.5's own template does
 def tokenizer(image: str = "<image>", specials: dict[int, str] | None = None, **named):
     """Words from id 4 on, special tokens at the ids given, the image token at the families' id."""
     names = {0: "<pad>", 1: "<bos>", 2: "<eos>", 3: "<unk>", IMAGE: image} | (specials or {})
-    words = {4 + i: word for i, word in enumerate(WORDS)}
+    words = {4 + i: word for i, word in enumerate(_WORDS.split())}
     vocab = {(words | names).get(i, f"w{i}"): i for i in range(VOCAB)}
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
