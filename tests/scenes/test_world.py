@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-
 from chiasm.scenes.world import (
     CATEGORIES,
     COLOURS,
@@ -64,7 +63,9 @@ def test_every_process_makes_the_same_world():
     digests = set()
     for hash_seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
+        )
         digests.add(done.stdout)
     assert len(digests) == 1 and len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
 
