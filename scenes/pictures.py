@@ -104,9 +104,8 @@ def _convert(image: Image.Image, called: str, max_pixels: int) -> Image.Image:
     _check_size(image.size, called, max_pixels)
     try:
         image.load()
-    except (
-        Exception
-    ) as error:  # decoders raise a dozen kinds of exception on damaged data; each means the same to a user
+    # Decoders raise a dozen kinds of exception on damaged data, and each means the same to a user.
+    except Exception as error:
         raise UserError(
             f"{called} is truncated or damaged ({_short(error)}): download or export it again, or remove it"
         ) from error

@@ -63,7 +63,9 @@ def open_data(spec: str | Path, *, format: str | None = None, **options: Any) ->
         )
     if kind is SceneData:
         _, _, name = spec.partition(":")
-        reader = SceneData(**({"kind": name} if name else {}), **options)
+        if name and options.setdefault("kind", name) != name:
+            raise UserError(f"{spec!r} and kind={options['kind']!r} contradict each other: give one")
+        reader = SceneData(**options)
     else:
         reader = kind(os.path.expanduser(spec), **options)
     next(iter(reader))

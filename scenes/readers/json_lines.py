@@ -78,7 +78,7 @@ class LineReader(Reader):
         paths = record["image"]
         paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not all(isinstance(path, str) and path.strip() for path in paths):
-            raise ItemError(f"'image' is {short(paths)}, must be a path or a list of paths: write it in quotes")
+            raise ItemError(f"'image' is {short(paths)}, must be a path or a list of paths: make it a string")
         if any("\0" in path for path in paths):
             raise ItemError(f"'image' is {short(paths)}, which holds a NUL byte: remove it")
         if remote := next((path for path in paths if "://" in path or path.startswith("data:")), None):

@@ -22,7 +22,6 @@ DEFAULT_PROMPT = "Describe the image."
 PROBE = 20
 """When the first so many items are all malformed (or all items of a shorter source), the source itself is refused."""
 
-
 PLACES = ("path", "source", "images")
 """Options that say where the data lie and not what they are; they do not enter the fingerprint."""
 
@@ -179,10 +178,12 @@ def text(record: dict[str, Any], key: str, *, required: bool = False) -> str | N
     value = record.get(key)
     if value is None and not required:
         return None
-    if value is None:
+    if key not in record:
         raise ItemError(f"has no {key!r}, it has {columns(record)}: add {key!r}")
+    if value is None:
+        raise ItemError(f"{key!r} is null, must be text: fill it in")
     if not isinstance(value, str):
-        raise ItemError(f"{key!r} is {short(value)}, must be text: write it in quotes")
+        raise ItemError(f"{key!r} is {short(value)}, must be text: make it a string")
     if "\0" in value:
         raise ItemError(f"{key!r} holds a NUL byte: remove it")
     if required and not value.strip():
@@ -196,7 +197,7 @@ def identity(record: dict[str, Any], key: str, default: str) -> str:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ItemError(f"{key!r} is {short(value)}, must be text or a whole number: write it in quotes")
+        raise ItemError(f"{key!r} is {short(value)}, must be text or a whole number: make it a string")
     return text({key: str(value)}, key, required=True)
 
 

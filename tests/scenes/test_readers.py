@@ -149,6 +149,7 @@ BAD_LINES = {
     "number": ("17", ["is 17, must be an object"]),
     "no image": ('{"prompt": "a", "img": "b"}', ["no 'image'", "'prompt', 'img'", "null for an item without picture"]),
     "no prompt": ('{"image": "a.jpg", "question": "b"}', ["no 'prompt'", "'image', 'question'"]),
+    "null prompt": ('{"image": "a.jpg", "prompt": null}', ["'prompt' is null, must be text"]),
     "blank prompt": ('{"image": "a.jpg", "prompt": "  "}', ["'prompt' is blank"]),
     "prompt number": ('{"image": "a.jpg", "prompt": 3}', ["'prompt' is 3, must be text"]),
     "answer list": ('{"image": "a.jpg", "prompt": "a", "answer": ["x"]}', ["'answer' is ['x'], must be text"]),

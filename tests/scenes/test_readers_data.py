@@ -196,5 +196,7 @@ def test_scenes():
 def test_scenes_that_cannot_be():
     assert "n=0, must be at least 1" in message(open_data, "scenes", n=0)
     assert "'nonsense'" in message(open_data, "scenes:nonsense")
+    assert "contradict each other" in message(open_data, "scenes:caption", kind="place")
+    assert open_data("scenes:caption", n=2).kind == open_data("scenes", kind="caption", n=2).kind == "caption"
     assert "'moon'" in message(open_data, "scenes", split="moon")
     assert "allowed are max_pixels, kind, n, split, seed" in message(open_data, "scenes", images="x")

@@ -118,7 +118,7 @@ def test_columns_by_option(sources, pictures):
     assert [items[i].prompt for i in (0, 1, 3)] == ["zero", "one", "three"]
     assert [items[i].answer for i in (0, 1, 3)] == ["no", "yes", None]  # -1 is a row without label
     assert items[0].id == "What is 0?"
-    assert "row 2: has no 'reply'" in items[2].reason
+    assert "row 2: 'reply' is null, must be text" in items[2].reason
     assert {item.prompt for item in open_data(sources / "hub", image_column="both", prompt="Why?")} == {"Why?"}
 
 
