@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,7 +75,8 @@ class VLM:
 
     def prepare_samples(self, samples: Sequence) -> Inputs:
         """A batch of `Sample`s, answers included where they have one."""
-        return self.prepare([s.images for s in samples], [s.prompt for s in samples], [s.answer for s in samples])
+        inputs = self.prepare([s.images for s in samples], [s.prompt for s in samples], [s.answer for s in samples])
+        return replace(inputs, samples=tuple(samples))
 
     def from_tensors(self, **tensors: Tensor) -> Inputs:
         """A batch from tensors that a processor made elsewhere; spans are found from the ids."""
@@ -149,7 +151,7 @@ class VLM:
         with self.recording(inputs, sites) as recorder:
             ids = self.generate_ids(inputs, **options)
         steps = recorder.seen - inputs.spans.labels.shape[1]
-        return ids, recorder.trace(Inputs(inputs.tensors, inputs.spans.extended(steps)))
+        return ids, recorder.trace(Inputs(inputs.tensors, inputs.spans.extended(steps), inputs.samples))
 
     # -- identity ------------------------------------------------------------------------------------------------------
 
