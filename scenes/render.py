@@ -10,7 +10,7 @@ from PIL import Image
 from .backdrops import HORIZON, backdrop
 from .errors import UserError
 from .pen import ROLES
-from .shapes import silhouette, sprite
+from .sprites import silhouette, sprite
 from .world import Scene, Thing
 
 PAINT: dict[str, tuple[int, int, int]] = {
@@ -26,7 +26,7 @@ PAINT: dict[str, tuple[int, int, int]] = {
 }
 """The nine colours in full light; far enough apart that dim light confuses none of them."""
 
-_FIXED = {"white": (250, 250, 250), "wood": (126, 82, 48), "leaf": (84, 150, 70), "glass": (190, 222, 236)}
+_FIXED = {"wood": (126, 82, 48), "leaf": (84, 150, 70), "glass": (190, 222, 236)}
 _NOISE = 14.0  # full width of the uniform pixel noise, in grey levels
 
 
@@ -97,6 +97,7 @@ def _palette(colour: str) -> np.ndarray:
         "main": main,
         "shade": main + 34 if dark else main * 0.8,
         "detail": np.full(3, 150 if dark else 48),
+        "white": np.full(3, 184 if colour == "white" else 250),  # so that a white book keeps its lines
         "outline": np.full(3, 96) if dark else main * 0.45,
     }
     return np.array([mixed.get(role, _FIXED.get(role)) for role in ROLES[1:]], dtype=np.float32)

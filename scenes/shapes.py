@@ -1,18 +1,14 @@
 """How the things of the world look: one small drawing per category, in a unit square, in paint roles.
 
-One drawing serves every colour, and one cached sprite every thing of its category and size.
+One drawing serves every colour; `sprites` turns it into pixels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, lru_cache
 
-import numpy as np
-from PIL import Image
-
-from .pen import ROLES, Pen
+from .pen import Pen
 
 
 def _tree(pen: Pen) -> None:
@@ -35,8 +31,15 @@ def _flower(pen: Pen) -> None:
 def _sheep(pen: Pen) -> None:
     for x in (0.36, 0.5, 0.7, 0.82):
         pen.line("outline", [(x, 0.62), (x, 0.88)], 0.06)
-    for x, y, r in ((0.38, 0.42, 0.15), (0.55, 0.34, 0.16), (0.73, 0.38, 0.16), (0.84, 0.52, 0.13), (0.68, 0.58, 0.16),
-                    (0.46, 0.58, 0.15), (0.58, 0.48, 0.18)):
+    for x, y, r in (
+        (0.38, 0.42, 0.15),
+        (0.55, 0.34, 0.16),
+        (0.73, 0.38, 0.16),
+        (0.84, 0.52, 0.13),
+        (0.68, 0.58, 0.16),
+        (0.46, 0.58, 0.15),
+        (0.58, 0.48, 0.18),
+    ):
         pen.oval("main", x, y, r, r)
     pen.oval("outline", 0.2, 0.4, 0.14, 0.17)
     pen.oval("detail", 0.2, 0.4, 0.13, 0.16)
@@ -59,8 +62,10 @@ def _cup(pen: Pen) -> None:
 
 
 def _bottle(pen: Pen) -> None:
-    pen.area("main", [(0.41, 0.1), (0.59, 0.1), (0.59, 0.3), (0.73, 0.44), (0.73, 1.0), (0.27, 1.0), (0.27, 0.44),
-                      (0.41, 0.3)])
+    pen.area(
+        "main",
+        [(0.41, 0.1), (0.59, 0.1), (0.59, 0.3), (0.73, 0.44), (0.73, 1.0), (0.27, 1.0), (0.27, 0.44), (0.41, 0.3)],
+    )
     pen.box("outline", 0.39, 0.0, 0.61, 0.1)
     pen.box("white", 0.27, 0.58, 0.73, 0.8)
     pen.line("shade", [(0.35, 0.69), (0.65, 0.69)], 0.05)
@@ -219,14 +224,26 @@ def _starfish(pen: Pen) -> None:
 
 
 def _sock(pen: Pen) -> None:
-    pen.area("main", [(0.36, 0.1), (0.72, 0.1), (0.72, 0.62), (0.64, 0.8), (0.3, 0.96), (0.14, 0.94), (0.1, 0.8),
-                      (0.18, 0.7), (0.36, 0.56)])
+    pen.area(
+        "main",
+        [
+            (0.36, 0.1),
+            (0.72, 0.1),
+            (0.72, 0.62),
+            (0.64, 0.8),
+            (0.3, 0.96),
+            (0.14, 0.94),
+            (0.1, 0.8),
+            (0.18, 0.7),
+            (0.36, 0.56),
+        ],
+    )
     pen.box("white", 0.36, 0.18, 0.72, 0.28)
     pen.area("shade", [(0.14, 0.94), (0.1, 0.8), (0.18, 0.7), (0.32, 0.92), (0.3, 0.96)])
     pen.line("shade", [(0.6, 0.62), (0.68, 0.7)], 0.05)
 
 
-_DRAWINGS: dict[str, Callable[[Pen], None]] = {
+DRAWINGS: dict[str, Callable[[Pen], None]] = {
     "tree": _tree, "flower": _flower, "sheep": _sheep, "kite": _kite, "rabbit": _rabbit,
     "cup": _cup, "bottle": _bottle, "apple": _apple, "pot": _pot, "clock": _clock,
     "car": _car, "house": _house, "bicycle": _bicycle, "bus": _bus, "cone": _cone,
@@ -234,35 +251,4 @@ _DRAWINGS: dict[str, Callable[[Pen], None]] = {
     "bed": _bed, "lamp": _lamp, "book": _book, "chair": _chair, "sock": _sock,
 }  # fmt: skip
 
-DRAWABLE = tuple(_DRAWINGS)
-
-
-@lru_cache(maxsize=64)
-def _role_map(category: str, pixels: int) -> np.ndarray:
-    pen = Pen(pixels)
-    _DRAWINGS[category](pen)
-    return pen.roles()
-
-
-@cache
-def aspect(category: str) -> tuple[float, float]:
-    """Width and height of a category's drawing, outline included, relative to its longer side."""
-    height, width = _role_map(category, 256).shape
-    return width / max(width, height), height / max(width, height)
-
-
-@lru_cache(maxsize=2048)
-def sprite(category: str, width: int, height: int) -> np.ndarray:
-    """(height, width, len(ROLES) - 1) float32: the share of each pixel that each paint role covers."""
-    roles = _role_map(category, 256 if max(width, height) <= 64 else 1024)
-    layers = [
-        np.asarray(Image.fromarray((roles == code).astype(np.float32)).resize((width, height), Image.Resampling.BOX))
-        for code in range(1, len(ROLES))
-    ]
-    return np.stack(layers, axis=-1)
-
-
-@lru_cache(maxsize=2048)
-def silhouette(category: str, width: int, height: int) -> np.ndarray:
-    """bool (height, width): the pixels of a sprite that belong to the thing, at least half covered by it."""
-    return sprite(category, width, height).sum(-1) >= 0.5
+DRAWABLE = tuple(DRAWINGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from .shapes import aspect, silhouette
+from .sprites import aspect, silhouette
 
 Box = tuple[float, float, float, float]
 

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 from chiasm.scenes.render import PAINT, render
-from chiasm.scenes.shapes import DRAWABLE, silhouette
+from chiasm.scenes.shapes import DRAWABLE
+from chiasm.scenes.sprites import silhouette
 from chiasm.scenes.world import CATEGORIES, COLOURS, PLACES, Scene, Thing, boxes, make_scene, relations, split_seeds
 
 
