@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
 from ..models.anatomy import Anatomy, find_anatomy
+from ..models.open import pick_dtype
 from ..scenes.errors import UserError
 from .image_tokens import PHOTO, ImageTokens, image_tokens
 from .memory import head_size, key_value_heads, trace_memory, vision_width, weight_memory
@@ -58,7 +59,7 @@ def info(
     picture = image_tokens(anatomy, image_size, getattr(processor, "image_processor", None))
     in_sequence = picture.tokens * images if picture else 0
     length = in_sequence + TEXT_TOKENS if length is None else length
-    dtype = dtype or _dtype(anatomy.model.config)
+    dtype = _dtype(dtype, anatomy.model.config)
     memory = trace_memory(
         anatomy, sites, batch=batch, length=length, images=images, picture=picture if images else None, dtype=dtype
     )
@@ -183,10 +184,12 @@ def meta_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
         ) from error
 
 
-def _dtype(config: PretrainedConfig) -> str:
-    """The number format the checkpoint is stored in, if it says so."""
-    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
-    return str(named).removeprefix("torch.")
+def _dtype(asked: str | None, config: PretrainedConfig) -> str:
+    """The number format asked for ("fp16", "float16", …), or the one the checkpoint is stored in, if it says so."""
+    found = pick_dtype(asked or "auto")
+    if found == "auto":
+        found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    return str(found).removeprefix("torch.")
 
 
 def _example_spans(anatomy: Anatomy, processor: Any, size: tuple[int, int]) -> dict[str, int] | None:

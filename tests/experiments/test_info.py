@@ -239,6 +239,13 @@ def test_a_trace_that_cannot_be_is_refused(wrong):
         info(CONFIGS / "llava-1.5-7b.json", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("asked", "used"), [(None, "float16"), ("auto", "float16"), ("fp32", "float32"), ("bf16", "bfloat16")]
+)
+def test_number_formats_are_named_as_everywhere(asked, used):
+    assert info(CONFIGS / "llava-1.5-7b.json", dtype=asked)["trace"]["dtype"] == used
+
+
 def test_no_picture_at_all():
     facts = info(CONFIGS / "llava-1.5-7b.json", images=0)
     assert facts["trace"]["length"] == 64

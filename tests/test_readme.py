@@ -1,0 +1,130 @@
+"""What the README and the pages under docs/ tell a newcomer is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from chiasm.experiments.cli import app
+from chiasm.experiments.info import info
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+CONFIGS = Path(__file__).parent / "experiments" / "configs"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    (code,) = blocks(README, "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out
+    assert "torch.Size([4, " in printed and "layer" in printed
+    assert not list(tmp_path.iterdir())  # an example leaves nothing behind
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command of the command line (groups flattened) with its options."""
+    found = {}
+
+    def walk(command, name):
+        children = getattr(command, "commands", {})
+        for child, inner in children.items():
+            walk(inner, f"{name} {child}".strip())
+        if name:
+            found[name] = {
+                option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+            }
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """(page, command line) for every `chiasm …` that a page shows, in code blocks and in backticks."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line.strip() for line in text.splitlines() if line.startswith("    ")] + re.findall(
+            r"`([^`\n]+)`", text
+        )
+        for line in lines:
+            line = line.removeprefix(".venv/bin/").split("  #")[0].strip()
+            if re.match(r"chiasm \w", line):
+                found.append((page.name, line))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("page", "line"), shown_commands())
+def test_every_command_and_option_shown_exists(page, line):
+    known = commands()
+    words = shlex.split(line)[1:]
+    name = max((n for n in known if words[: len(n.split())] == n.split()), key=len, default=None)
+    assert name, f"{page} shows `{line}`; the commands are {', '.join(known)}"
+    options = {word.split("=")[0] for word in words if word.startswith("-")}
+    assert options <= known[name], f"{page} shows `{line}`; {name} has no {', '.join(options - known[name])}"
+
+
+def test_every_command_is_in_the_readme():
+    table = README.partition("## Commands")[2].partition("\n## ")[0]
+    for name in {name.split()[0] for name in commands()}:
+        assert f"`chiasm {name}" in table, f"`chiasm {name}` is missing from the README's list of commands"
+
+
+def test_every_make_target_shown_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for page in PAGES:
+        shown = re.findall(r"(?:^    |`)make ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert set(shown) <= targets, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+REAL = {
+    "llava-1.5-7b-hf": "llava-1.5-7b",
+    "llava-v1.6-mistral-7b-hf": "llava-v1.6-mistral-7b",
+    "Qwen2.5-VL-7B-Instruct": "qwen2.5-vl-7b",
+    "InternVL3-8B-hf": "internvl3-8b",
+    "SmolVLM2-2.2B-Instruct": "smolvlm2-2.2b",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_memory_of_real_models_is_what_info_computes(name):
+    page = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("|") and f"/{name}`" in line]
+    one, eight = (info(CONFIGS / f"{REAL[name]}.json", batch=batch) for batch in (1, 8))
+    gib = [
+        one["weights"]["float16"],
+        one["weights"]["int4"],
+        *(facts["trace"]["bytes"]["peak"] for facts in (one, eight)),
+    ]
+    computed = [
+        f"{one['parameters'] / 1e9:.2f} B",
+        f"{one['picture']['tokens']:,}",
+        f"{one['trace']['length']:,}",
+        *(f"{size / 2**30:.1f}" for size in gib),
+    ]
+    assert [cell.strip() for cell in row.split("|")][2:-1] == computed
+
+
+def test_the_organisms_numbers_are_those_of_its_card():
+    """Every number of the README's table of the organism stands in the card under the name given beside it."""
+    card = json.loads((ROOT / "models" / "organism" / "files" / "card.json").read_text(encoding="utf-8"))
+    table = README.partition("## The organism")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| trait", "|---"))]
+    assert len(rows) >= 8
+    assert card
