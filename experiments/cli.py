@@ -1,0 +1,143 @@
+"""The command line. Each command is a few lines around library functions; whatever a user can cause is one line and exit 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ..scenes.errors import UserError
+from . import options as o
+from .cli_look import info, runs
+from .cli_measure import generate, measure
+from .cli_organism import organism
+from .options import say
+
+# torch and transformers take seconds to import: commands import what needs them, so that `--help` is there at once.
+
+app = typer.Typer(
+    name="chiasm",
+    help="A lab for the place in a vision-language model where vision crosses into language.\n\n"
+    "Every command works without options, on the bundled model and rendered scenes. Start with: chiasm report",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXPERIMENTS = {
+    "alignment": "alignment across layers and checkpoints, against skill",
+    "forgetting": "attention shift against forgetting of text skill: base, aligned, tuned",
+}
+"""Name of each experiment's module -> what it asks."""
+
+
+@app.command()
+def report(
+    model: o.Model = "organism",
+    data: o.DataSpec = "scenes",
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    limit: o.Limit = None,
+    seed: o.Seed = 0,
+    out: o.Out = o.RUNS,
+    read: o.Read = None,
+    batch_size: o.BatchSize = 8,
+    strict: o.Strict = False,
+    adapter: o.Adapter = None,
+    revision: o.Revision = None,
+) -> None:
+    """Look at a model through every probe and write one HTML page with figures."""
+    from .report import report
+
+    vlm = o.open_model(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+    samples = o.open_samples(data, limit=limit, seed=seed, read=read)
+    page = report(vlm, samples, limit=limit, seed=seed, root=out, batch_size=batch_size, strict=strict)
+    say(str(page))
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help=f"One of {', '.join(EXPERIMENTS)}.")],
+    model: o.Model = "organism",
+    data: o.DataSpec = "scenes",
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    limit: o.Limit = None,
+    seed: o.Seed = 0,
+    out: o.Out = o.RUNS,
+    batch_size: o.BatchSize = 8,
+) -> None:
+    """Run an experiment that comes with chiasm and write its tables and figures."""
+    from importlib import import_module
+
+    if experiment not in EXPERIMENTS:
+        known = "; ".join(f"{name} ({asks})" for name, asks in EXPERIMENTS.items())
+        raise UserError(f"experiment {experiment!r} is not known: use {known}")
+    module = import_module(f".{experiment}", __package__)
+    path = module.run(
+        model=model, data=data, device=device, dtype=dtype, limit=limit, seed=seed, root=out, batch_size=batch_size
+    )
+    say(str(path))
+
+
+for command in (measure, generate, info, runs):
+    app.command()(command)
+app.add_typer(organism, name="organism")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Exit codes: 0 done, 2 the user can put it right (one line on stderr), 130 interrupted; anything
+    else is a fault of chiasm and shows its traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("chiasm").setLevel(logging.INFO)
+    try:
+        code = app(args=arguments, prog_name="chiasm", standalone_mode=False)
+    except Exception as error:
+        line = _line(error)
+        if line is None:
+            raise
+        _fail(line)
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        print("chiasm: stopped; `chiasm measure --resume latest` goes on with a measurement", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _line(error: Exception) -> str | None:
+    """What to tell the user of an error that the user can put right; None for any other."""
+    import errno
+
+    if isinstance(error, UserError):
+        return str(error)
+    if hasattr(error, "format_message"):  # typer's own: an unknown option, a value of the wrong type
+        if not error.format_message():  # no command was given, and the help has been shown
+            sys.exit(2)
+        path = getattr(getattr(error, "ctx", None), "command_path", "chiasm")
+        return f"{error.format_message()} ({path} --help lists the options)"
+    if isinstance(error, typer.Abort):
+        return "stopped"
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename is not None:
+        return f"{str(error.filename)!r} cannot be used ({error.strerror}): choose another place"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk ({error.filename or 'temporary folder'}): free some space and try again"
+    return None
+
+
+def _fail(line: str) -> None:
+    print("chiasm: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

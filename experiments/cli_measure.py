@@ -1,0 +1,132 @@
+"""`chiasm measure` and `chiasm generate`: a model at work on data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..scenes.errors import UserError
+from . import options as o
+from .options import say
+
+
+def measure(
+    context: typer.Context,
+    probe: o.ProbeNames = None,
+    model: o.Model = "organism",
+    data: o.DataSpec = "scenes",
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    limit: o.Limit = None,
+    seed: o.Seed = 0,
+    out: o.Out = o.RUNS,
+    read: o.Read = None,
+    batch_size: o.BatchSize = 8,
+    checkpoint_every: Annotated[int, typer.Option(help="Batches between two checkpoints.", metavar="N")] = 20,
+    strict: o.Strict = False,
+    adapter: o.Adapter = None,
+    revision: o.Revision = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this run folder, or with the 'latest' that is incomplete, as it was begun.", metavar="RUN"
+        ),
+    ] = None,
+) -> None:
+    """Run probes over a data set in one pass and write their tables."""
+    from ..probes.measure import measure
+    from ..probes.processes import join_processes
+    from .run import Run, load_run
+
+    join_processes()
+    config = {name: value for name, value in context.params.items() if name not in ("resume", "out")}
+    if resume is not None:
+        begun = load_run(_latest(out) if resume == "latest" else resume)
+        given = {name for name in config if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+        config |= {
+            name: value for name, value in begun.manifest["config"].items() if name in config and name not in given
+        }
+    probes = o.load_probes(config["probe"])
+    opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
+    vlm = o.open_model(config["model"], **opening)
+    samples = o.open_samples(config["data"], limit=config["limit"], seed=config["seed"], read=config["read"])
+    how = {name: config[name] for name in ("limit", "seed", "batch_size", "checkpoint_every", "strict")}
+    if resume is not None and begun.finished:
+        result, path = measure(vlm, samples, probes, run=begun, **how), begun.path
+        say("this run is complete: these are its tables, nothing was measured again", error=True)
+    else:
+        with begun.resume() if resume is not None else Run.create("measure", config, out) as kept:
+            result = measure(vlm, samples, probes, run=kept, **how)
+        path = kept.path
+    for name, table in result.tables.items():
+        say(f"{name}: {len(table)} rows\n{table.head(8).to_string(index=False)}\n")
+    skipped = f", {len(result.skipped)} skipped (see tables/skipped.parquet)" if len(result.skipped) else ""
+    say(f"{result.n} samples{skipped}, {result.seconds:.1f} s", error=True)
+    say(str(path))
+
+
+def generate(
+    image: Annotated[
+        list[Path] | None, typer.Argument(help="Pictures to show together; none: samples of --data.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What to ask. <image> says where a picture goes.")
+    ] = None,
+    model: o.Model = "organism",
+    data: o.DataSpec = "scenes",
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    limit: o.Limit = 3,
+    seed: o.Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answers here too, as JSON Lines.")] = None,
+    read: o.Read = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", metavar="N")] = 64,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens at random instead of taking the likeliest.")
+    ] = False,
+    adapter: o.Adapter = None,
+    revision: o.Revision = None,
+) -> None:
+    """Let a model answer about pictures."""
+    from itertools import islice
+
+    from ..probes.files import write_whole
+    from ..scenes.pictures import open_picture
+    from ..scenes.readers import DEFAULT_PROMPT
+    from ..scenes.sample import BadSample, Sample
+
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+    if image:
+        pictures = tuple(open_picture(path) for path in image)
+        samples = [Sample(", ".join(map(str, image)), prompt or DEFAULT_PROMPT, pictures)]
+    else:
+        samples = islice(o.open_samples(data, limit=limit, seed=seed, read=read), limit)
+    vlm = o.open_model(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
+    import torch
+
+    torch.manual_seed(seed)
+    lines = []
+    for item in samples:
+        if isinstance(item, BadSample):
+            say(f"{item.id}: skipped: {item.reason}", error=True)
+            continue
+        asked = prompt or item.prompt
+        inputs = vlm.prepare([list(item.images)], [asked])
+        (answer,) = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=sample)
+        say(f"{item.id}\n  {asked}\n  {answer}")
+        lines.append(json.dumps({"id": item.id, "prompt": asked, "answer": answer}, ensure_ascii=False) + "\n")
+    if out is not None:
+        write_whole(out, "".join(lines).encode())
+
+
+def _latest(root: Path) -> Path:
+    from .run import list_runs
+
+    begun = [run for run in list_runs(root) if run.experiment == "measure" and run.state == "incomplete"]
+    if not begun:
+        raise UserError(f"there is no incomplete measurement in {str(root)!r}: `chiasm runs` lists the runs there are")
+    return max(begun, key=lambda run: run.path.name).path
