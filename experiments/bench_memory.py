@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
 import torch
+
+from .machine import peak_memory_mb
 
 WARM = 64
 
@@ -31,8 +32,7 @@ def measured_peak(n: int) -> int:
     vlm = open_vlm("organism", device="cpu")
     measure(vlm, scene_samples(WARM, "test"), probes(), progress=False)
     measure(vlm, scene_samples(n, "test"), probes(), progress=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    return round(peak_memory_mb()["process"] * 2**20)
 
 
 def peak_in_new_process(n: int) -> int:

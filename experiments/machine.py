@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 LIBRARIES = (
     "chiasm", "torch", "torchvision", "transformers", "tokenizers", "accelerate", "peft", "datasets", "safetensors",
@@ -39,6 +41,11 @@ def _peak_resident_mb() -> float:
         import psutil
 
         return psutil.Process().memory_info().peak_wset / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss starts at what the parent process had when it started this one
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

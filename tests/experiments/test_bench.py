@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -41,6 +43,13 @@ def test_allocation_peak_counts_bytes_exactly():
         return torch.empty(500_000, dtype=torch.float32), torch.empty(250_000, dtype=torch.float32)
 
     assert allocation_peak(step) == pytest.approx(4_000_000, abs=4096)
+
+
+def test_a_new_process_does_not_inherit_its_parents_peak():
+    big = torch.ones(100_000_000)  # 400 MB resident here, while the other process is started
+    code = "from chiasm.experiments.machine import peak_memory_mb; print(peak_memory_mb()['process'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200 < big.nbytes / 2**20
 
 
 @pytest.fixture(scope="module")
