@@ -18,6 +18,7 @@ def info(
     batch: Annotated[int, typer.Option(help="Rows in the batch whose memory is computed.", metavar="N")] = 1,
     length: Annotated[int | None, typer.Option(help="Positions in a row, pictures included.", metavar="N")] = None,
     images: Annotated[int, typer.Option(help="Pictures in a row.", metavar="N")] = 1,
+    picture: Annotated[str, typer.Option(help="Their size in pixels.", metavar="WIDTHxHEIGHT")] = "640x480",
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Allow the hub's own code of this model to run.")] = False,
@@ -26,13 +27,14 @@ def info(
     """Show a model's parts, tokens per picture and the memory a trace needs, without its weights."""
     from rich.console import Console
 
-    from .info import info, render
+    from .info import info, parse_size, render
 
     facts = info(
         model,
         batch=batch,
         length=length,
         images=images,
+        image_size=parse_size(picture),
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -83,7 +83,7 @@ def _merged(anatomy: Anatomy, size: tuple[int, int], processor: Any) -> ImageTok
     )
     patches = (height // vision.patch_size) * (width // vision.patch_size)
     return ImageTokens(
-        patches // anatomy.merge**2, 1, patches, f"depends on the size: resized to {height}x{width}{assumed}"
+        patches // anatomy.merge**2, 1, patches, f"depends on the size: resized to {width}x{height} pixels{assumed}"
     )
 
 

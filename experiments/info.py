@@ -95,6 +95,14 @@ def info(
     }
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "WIDTHxHEIGHT"; UserError for anything else."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise UserError(f"picture size {text!r} must be WIDTHxHEIGHT in pixels, such as 640x480")
+    return int(found[2]), int(found[1])
+
+
 def part_sizes(anatomy: Anatomy) -> list[dict[str, Any]]:
     """Unique parameters of each part: name, path, parameters, share of all. Tied weights count where they are met first."""
     model, layout = anatomy.model, anatomy.layout
@@ -162,6 +170,8 @@ def read_config(model: str, **options: Any) -> PretrainedConfig:
     path = Path(model)
     if not path.exists() and (path.suffix == ".json" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
         raise UserError(f"model {model!r}: there is no such file or folder")
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UserError(f"model {model!r}: the folder holds an adapter; give the model that it was trained on")
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"model {model!r}: the folder has no config.json; give a folder written by save_pretrained")
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from chiasm.experiments.image_tokens import image_tokens
-from chiasm.experiments.info import info, meta_model, read_config, render
+from chiasm.experiments.info import info, meta_model, parse_size, read_config, render
 from chiasm.experiments.memory import site_bytes, trace_memory, weight_memory
 from chiasm.experiments.timing import allocation_peak
 from chiasm.models import open_vlm
@@ -213,6 +213,8 @@ def bad_model(kind: str, tmp_path: Path) -> str:
         (folder / "config.json").write_text('{"model_type": "nobody_knows"}', encoding="utf-8")
     elif kind == "no picture":
         hf.LlamaConfig().save_pretrained(folder)
+    elif kind == "adapter":
+        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     elif kind == "missing":
         return str(folder / "config.json")
     elif kind == "missing folder":
@@ -223,7 +225,8 @@ def bad_model(kind: str, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "missing", "missing folder", "not JSON", "no type", "unknown type", "no picture", "hub"]
+    "kind",
+    ["empty", "adapter", "missing", "missing folder", "not JSON", "no type", "unknown type", "no picture", "hub"],
 )
 def test_a_model_that_cannot_be_read_is_refused_in_one_line(kind, tmp_path):
     with pytest.raises(UserError) as refused:
@@ -244,6 +247,21 @@ def test_a_trace_that_cannot_be_is_refused(wrong):
 )
 def test_number_formats_are_named_as_everywhere(asked, used):
     assert info(CONFIGS / "llava-1.5-7b.json", dtype=asked)["trace"]["dtype"] == used
+
+
+def test_the_size_of_a_picture_is_told_as_width_x_height():
+    assert parse_size("640x480") == (480, 640)
+    for wrong in ("640", "0x10", "640X480", "-1x5", "640x480x3", "a picture"):
+        with pytest.raises(UserError, match="WIDTHxHEIGHT"):
+            parse_size(wrong)
+
+
+def test_a_wide_picture_costs_what_its_shape_says():
+    qwen = CONFIGS / "qwen2.5-vl-7b.json"
+    assert info(qwen, image_size=(56, 560))["picture"]["tokens"] == 2 * 20
+    assert info(CONFIGS / "llava-v1.6-mistral-7b.json", image_size=(336, 1008))["picture"]["tokens"] == 576 + 24 * (
+        72 + 1
+    )
 
 
 def test_no_picture_at_all():
