@@ -87,6 +87,7 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 
 def _load(source: str, kwargs: dict, *, processor, revision: str | None, trust_remote_code: bool):
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     folder = Path(source)
@@ -107,7 +108,7 @@ def _load(source: str, kwargs: dict, *, processor, revision: str | None, trust_r
         model = AutoModelForImageTextToText.from_pretrained(source, config=config, **hub, **kwargs)
         if processor is None:
             processor = AutoProcessor.from_pretrained(source, **hub)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(_why(source, folder.is_dir(), error)) from error
@@ -136,10 +137,11 @@ def _why(source: str, local: bool, error: Exception) -> str:
 
 def _with_adapter(model, adapter: str):
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         return PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())[:240]
         raise UserError(f"adapter {adapter!r} cannot be put on this {model.config.model_type}: {text}") from error
 
