@@ -82,7 +82,7 @@ class Norms(Metric):
     def compute(self) -> pd.DataFrame:
         lengths = torch.cat([x.flatten() for x in self.lengths]) if isinstance(self.lengths, list) else self.lengths
         table = pd.DataFrame({"layer": range(len(self.total)), "mean": self.total / self.count, "max": self.largest})
-        return table.assign(n=int(self.count), spread=lengths.double().std().item(), rows=len(lengths))
+        return table.assign(n=int(self.count), spread=lengths.double().var(correction=0).item(), rows=len(lengths))
 
 
 class Contrast(Metric):

@@ -52,7 +52,7 @@ def one_by_one(vlm, samples) -> pd.DataFrame:
     lengths = torch.tensor([n.shape[1] for n in norms], dtype=torch.float64)
     joined = torch.cat(norms, 1)
     table = pd.DataFrame({"layer": range(3), "mean": joined.mean(1), "max": joined.amax(1)})
-    return table.assign(n=joined.shape[1], spread=lengths.std().item(), rows=len(norms))
+    return table.assign(n=joined.shape[1], spread=lengths.var(correction=0).item(), rows=len(norms))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
