@@ -1,0 +1,184 @@
+"""Charts as matplotlib figures, for paper and for a page that opens without scripts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..style import DPI, FONT_SIZE, INK, PANEL_HEIGHT, PAPER, SCALE, SOFT, WIDTH, matplotlib_style
+from .chart import Areas, Chart, Heat, Line, Panel, Points, spread
+
+MOST_NUMBERS = 120
+"""Cells of a heat map up to which each shows its value."""
+
+
+def draw_picture(chart: Chart) -> Figure:
+    """The chart as a matplotlib figure of the house's width. It belongs to no global state, so nothing has to be closed."""
+    columns = min(chart.columns, len(chart.panels))
+    rows = math.ceil(len(chart.panels) / columns)
+    with matplotlib_style():
+        figure = Figure(figsize=(WIDTH, rows * (chart.height or PANEL_HEIGHT) + 0.32), dpi=DPI, layout="constrained")
+        axes = figure.subplots(
+            rows, columns, squeeze=False, sharey=chart.shared_y, width_ratios=chart.widths or [1] * columns
+        ).flatten()
+        for axis, panel in zip(axes, chart.panels, strict=False):
+            _draw_panel(axis, panel)
+        for axis in axes[len(chart.panels) :]:
+            axis.set_visible(False)
+        figure.supxlabel(chart.note, x=0.01, ha="left", fontsize=FONT_SIZE - 1.5, color=SOFT)
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.07, wspace=0.04, hspace=0.06)
+    return figure
+
+
+def _draw_panel(axis, panel: Panel) -> None:
+    axis.set_title(panel.title)
+    axis.set_xlabel(panel.x_label)
+    axis.set_ylabel(panel.y_label)
+    if panel.logarithmic:
+        axis.set_yscale("log")
+    heat = [mark for mark in panel.marks if isinstance(mark, Heat)]
+    if heat:
+        _draw_heat(axis, heat[0])
+        return
+    low, high = panel.y_range()
+    axis.set_ylim(low, high)
+    if panel.level is not None:
+        axis.axhline(panel.level[0], color="#8a919c", linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    if panel.upright is not None:
+        axis.axvline(panel.upright[0], color="#8a919c", linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    for mark in panel.marks:
+        if isinstance(mark, Line):
+            _draw_line(axis, mark)
+        elif isinstance(mark, Points):
+            _draw_points(axis, mark)
+        elif isinstance(mark, Areas):
+            _draw_areas(axis, mark)
+    if panel.x_limits is not None:
+        axis.set_xlim(*panel.x_limits)
+    if panel.x_ticks is not None:
+        axis.set_xticks(*panel.x_ticks)
+    elif any(isinstance(mark, Line | Areas) for mark in panel.marks):
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if panel.y_ticks is not None:
+        axis.set_yticks(*panel.y_ticks)
+        axis.grid(False, axis="y")
+        axis.grid(True, axis="x")
+    if panel.direct:
+        _label_lines(axis, panel)
+    elif any(getattr(mark, "label", "") for mark in panel.marks):
+        axis.legend(fontsize=FONT_SIZE - 1.5, loc="best", handlelength=2.4)
+    if panel.level is not None and panel.level[1]:
+        axis.annotate(
+            panel.level[1], (0.0, panel.level[0]), xycoords=("axes fraction", "data"), xytext=(4, 3),
+            textcoords="offset points", fontsize=FONT_SIZE - 2, color=SOFT,
+        )  # fmt: skip
+    if panel.upright is not None and panel.upright[1]:
+        axis.annotate(
+            panel.upright[1], (panel.upright[0], 1.0), xycoords=("data", "axes fraction"), xytext=(4, -9),
+            textcoords="offset points", fontsize=FONT_SIZE - 2, color=SOFT,
+        )  # fmt: skip
+
+
+def _draw_line(axis, line: Line) -> None:
+    many = len(line.x) > 40
+    axis.plot(
+        line.x, line.y, color=line.look.colour, linestyle=line.look.dash, linewidth=line.look.width, label=line.label or None,
+        marker="" if many else line.look.marker, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=3,
+    )  # fmt: skip
+    if line.low is not None and line.high is not None:
+        axis.fill_between(line.x, line.low, line.high, color=line.look.colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def _draw_points(axis, points: Points) -> None:
+    whiskers = {}
+    for name, values, low, high in (
+        ("xerr", points.x, points.x_low, points.x_high),
+        ("yerr", points.y, points.y_low, points.y_high),
+    ):
+        if low is not None and high is not None:
+            centre = np.asarray(values, float)
+            below, above = centre - np.asarray(low, float), np.asarray(high, float) - centre
+            whiskers[name] = np.nan_to_num(np.maximum([below, above], 0))
+    axis.errorbar(
+        points.x, points.y, **whiskers, fmt=points.look.marker or "o", color=points.look.colour, markersize=6,
+        markeredgecolor=PAPER, markeredgewidth=0.7, elinewidth=1.4, capsize=0, label=points.label or None, zorder=3,
+    )  # fmt: skip
+    for x, y, text in zip(points.x, points.y, points.texts or (), strict=False):
+        axis.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=FONT_SIZE - 1.5, color=INK)
+
+
+def _draw_areas(axis, areas: Areas) -> None:
+    x, base = np.asarray(areas.x, float), np.zeros(len(areas.x))
+    for name, heights in areas.heights.items():
+        top = base + np.nan_to_num(np.asarray(heights, float))
+        axis.fill_between(x, base, top, color=areas.looks[name].colour, alpha=0.82, linewidth=0, zorder=2)
+        axis.plot(x, top, color=PAPER, linewidth=1.2, zorder=3)
+        at = int(np.argmax(top - base))
+        if (top - base)[at] > 0.07:
+            side = "left" if at == 0 else "right" if at == len(x) - 1 else "center"
+            axis.annotate(
+                name, (x[at], (base[at] + top[at]) / 2), ha=side, va="center", color=PAPER, fontweight="bold",
+                xytext=(6 if side == "left" else -6 if side == "right" else 0, 0), textcoords="offset points",
+                fontsize=FONT_SIZE - 1, zorder=4,
+            )  # fmt: skip
+        base = top
+    axis.set_xlim(x.min(), x.max() if len(x) > 1 else x.min() + 1)
+    axis.grid(False)
+
+
+def _draw_heat(axis, heat: Heat) -> None:
+    values = np.asarray(heat.values, float)
+    colours = LinearSegmentedColormap.from_list("chiasm", SCALE)
+    low, high = heat.limits or (np.nanmin(values), np.nanmax(values))
+    image = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    for ticks, names in ((axis.set_xticks, heat.columns), (axis.set_yticks, heat.rows)):
+        step = max(1, math.ceil(len(names) / 12))
+        ticks(range(0, len(names), step), [str(name) for name in names][::step])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if values.size <= MOST_NUMBERS:
+        for i, j in np.ndindex(values.shape):
+            if np.isfinite(values[i, j]):
+                dark = (values[i, j] - low) / ((high - low) or 1) > 0.55
+                axis.text(
+                    j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=FONT_SIZE - 2,
+                    color=PAPER if dark else INK,
+                )  # fmt: skip
+    bar = axis.figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
+    bar.set_label(heat.label, fontsize=FONT_SIZE - 1)
+    bar.outline.set_visible(False)
+
+
+def _label_lines(axis, panel: Panel) -> None:
+    """Names at the right ends of the lines, moved apart where they would touch."""
+    ends = line_ends(panel)
+    if not ends:
+        return
+    low, high = axis.get_ylim()
+    if panel.logarithmic:
+        low, high = np.log(low), np.log(high)
+    # a line of text takes this share of the axis: panels are about two inches high inside
+    gap = (FONT_SIZE + 1.5) / 72 / (axis.get_position().height * axis.figure.get_figheight() * 0.78)
+    heights = [(np.log(y) if panel.logarithmic else y) for _, y, _ in ends]
+    shares = spread([(h - low) / (high - low) for h in heights], 0.02, 0.98, gap)
+    for (_, _, line), share in zip(ends, shares, strict=True):
+        axis.annotate(
+            line.label, (1.0, share), xycoords="axes fraction", xytext=(5, 0), textcoords="offset points", va="center",
+            fontsize=FONT_SIZE - 1.5, color=line.look.colour,
+        )  # fmt: skip
+
+
+def line_ends(panel: Panel) -> list[tuple[float, float, Line]]:
+    """The last finite point of every line that has a label."""
+    ends = []
+    for mark in panel.marks:
+        if isinstance(mark, Line) and mark.label:
+            finite = [(x, y) for x, y in zip(mark.x, mark.y, strict=True) if np.isfinite(y)]
+            if finite:
+                ends.append((*finite[-1], mark))
+    return ends

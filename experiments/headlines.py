@@ -1,0 +1,108 @@
+"""Key numbers and verdicts on published claims, from the probes' tables alone."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from .figures.rows import pick
+from .page import Card, Claim, interval, number
+
+IMA = "arXiv 2405.16700"
+
+
+def alignment_cards(table: pd.DataFrame) -> list[Card]:
+    """IMA score raw and centred, own against others' text and retrieval after the last block."""
+    cards = []
+    score = _one(table, quantity="ima_same_layer", pooling="avg", variant="raw")
+    centred = _one(table, quantity="ima_same_layer", pooling="avg", variant="centred_both")
+    if score is not None:
+        more = f" Centred: {number(centred['mean'])} ({number(centred['low'])} to {number(centred['high'])})." if centred is not None else ""
+        cards.append(_card("IMA score (same layer)", score, f"Cosine of pooled picture and text tokens, mean over layers.{more}"))
+    last = _last(table)
+    semantic = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=last)
+    if semantic is not None:
+        p = f" Permutation p = {semantic['p']:.2g}." if _finite(semantic.get("p")) else ""
+        cards.append(
+            _card("Own minus others’ text", semantic, f"How much nearer a picture is to its own text after the last block, centred.{p}")
+        )
+    found = pick(table, quantity="retrieval", pair="P-T", variant="centred_each", layer=last)
+    if len(found):
+        first = found.sort_values("k").iloc[0]
+        means = f"Share of pictures whose own text is nearest after the last block; guessing finds {number(first['chance'])}."
+        cards.append(_card(f"Retrieval in {int(first['k'])}", first, means))
+    return cards
+
+
+def alignment_claims(table: pd.DataFrame) -> list[Claim]:
+    """The claims of Shukor and Cord that one model can speak to."""
+    claims = []
+    last = _last(table)
+    across = _curve(table, quantity="similarity", pair="P-T", pooling="avg", variant="raw")
+    within = {pair: _curve(table, quantity="similarity", pair=pair, pooling="avg", variant="raw") for pair in ("p-p", "t-t")}
+    if len(across) and all(len(rows) for rows in within.values()):
+        layers = across.index
+        apart = [all(rows["low"].get(layer, math.nan) > across["high"][layer] for rows in within.values()) for layer in layers]
+        touching = [any(rows["high"].get(layer, math.nan) < across["low"][layer] for rows in within.values()) for layer in layers]
+        holds = True if all(apart) else False if any(touching) else None
+        claims.append(
+            Claim("Pictures and texts stay in separate narrow cones at every layer", f"{IMA}, figure 2",
+                  f"within-modality similarity is above the cross similarity, intervals apart, at {sum(apart)} of {len(layers)} layers (n = {int(across['n'].max())}).", holds)
+        )  # fmt: skip
+    for variant, claim, source in (
+        ("raw", "Picture-text similarity rises with depth", f"{IMA}, figure 7"),
+        ("centred_both", "… also when the common mean is taken away", "our control"),
+    ):
+        rows = _curve(table, quantity="similarity", pair="P-T", pooling="avg", variant=variant)
+        if 0 in rows.index and last in rows.index:
+            first, end = rows.loc[0], rows.loc[last]
+            here = f"{number(first['mean'])} [{_span(first)}] at the input, {number(end['mean'])} [{_span(end)}] after the last block (n = {int(end['n'])})."
+            holds = True if end["low"] > first["high"] else False if end["high"] < first["low"] else None
+            claims.append(Claim(claim, source, here, holds))
+    norm = {pair: _curve(table, quantity="norm", pair=pair, pooling="median") for pair in ("P", "T")}
+    if all(0 in rows.index for rows in norm.values()):
+        picture, text = (norm[pair].loc[0] for pair in ("P", "T"))
+        holds = True if picture["low"] > text["high"] else False if picture["high"] < text["low"] else None
+        here = f"median token norm at the input: pictures {number(picture['mean'])} [{_span(picture)}], texts {number(text['mean'])} [{_span(text)}] (n = {int(picture['n'])})."
+        claims.append(Claim("Visual tokens enter with much larger norms than text tokens", f"{IMA}, figure 3", here, holds))
+    semantic = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=last)
+    if semantic is not None and _finite(semantic["low"]):
+        holds = True if semantic["low"] > 0 else False if semantic["high"] < 0 else None
+        here = f"own minus others’ text after the last block: {number(semantic['mean'])} [{_span(semantic)}], n = {int(semantic['n'])}."
+        claims.append(Claim("The alignment is about the content: a picture is nearer to its own text", "our control", here, holds))
+    return claims
+
+
+CARDS = {"implicit_alignment": alignment_cards}
+CLAIMS = {"implicit_alignment": alignment_claims}
+
+
+def _card(name: str, row, means: str) -> Card:
+    return Card(name, number(row["mean"]), interval(row["low"], row["high"], row["n"]), means)
+
+
+def _one(table: pd.DataFrame, **where):
+    """The one row with these values and a finite mean, or None."""
+    rows = pick(table, **where)
+    rows = rows[rows["mean"].astype(float).map(math.isfinite)]
+    return rows.iloc[0] if len(rows) else None
+
+
+def _curve(table: pd.DataFrame, **where) -> pd.DataFrame:
+    rows = pick(table, **where)
+    rows = rows[rows["mean"].astype(float).map(math.isfinite)]
+    return rows.assign(layer=rows["layer"].astype(int)).set_index("layer").sort_index()
+
+
+def _last(table: pd.DataFrame) -> int:
+    """The layer after the last block, before the final norm."""
+    return int(pick(table, quantity="similarity", pair="P-T")["layer"].max()) - 1
+
+
+def _span(row) -> str:
+    return f"{number(row['low'])} to {number(row['high'])}"
+
+
+def _finite(value) -> bool:
+    return value is not None and not pd.isna(value) and math.isfinite(value)

@@ -1,0 +1,46 @@
+"""What every experiment hands to the report: its run, its figures and what it found, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ..scenes.benchmarks import scene_samples
+from .figures import Drawn, Figure, draw
+from .page import Claim
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished experiment. found: sentences with n; claims: what it says of published claims."""
+
+    title: str
+    path: Path
+    intro: Sequence[str]
+    found: Sequence[str]
+    claims: Sequence[Claim]
+    figures: Sequence[Drawn]
+    tables: dict[str, pd.DataFrame]
+
+
+def framed_scenes(n: int, seed: int = 0) -> list:
+    """`n` unseen scenes to describe, with long text in front of and behind the picture, and a true description as answer.
+
+    Both probes can read them: a text of its own for every picture, and enough text on either side of it.
+    """
+    return list(scene_samples(n, "test", "description", seed, frame="long"))
+
+
+def keep_figures(run: Run, figures: Sequence[Figure]) -> list[Drawn]:
+    """Draws figures and writes them into the run."""
+    drawn = [draw(figure) for figure in figures]
+    for one in drawn:
+        run.figure(one.name, one.picture, one.interactive, dpi=DPI)
+    return drawn
+
+
+DPI = 200
