@@ -295,6 +295,15 @@ def test_memory_does_not_grow_with_the_number_of_lines(long_file):
     assert peak < 1_000_000
 
 
+def test_a_file_without_line_ends_is_not_read_as_one_line(tmp_path):
+    path = tmp_path / "disk.jsonl"
+    with path.open("wb") as stream:
+        stream.truncate(400 << 20)  # a hole: takes no room on the disk
+    told, peak = peak_memory(lambda: message(list, JsonLines(path)))
+    assert "line 1 is longer than 16 MB" in told
+    assert peak < 100 << 20
+
+
 # --- parts, for resuming and sharing
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from chiasm.scenes.errors import UserError
-from chiasm.scenes.readers import FORMATS, SceneData, fingerprint, open_data, recognise
+from chiasm.scenes.readers import FORMATS, ImageFolder, SceneData, fingerprint, open_data, recognise
 from chiasm.scenes.sample import BadSample, Sample
 
 
@@ -63,6 +63,7 @@ def test_files_are_recognised(tmp_path, name):
         (["a.jpg", "metadata.csv"], "hf"),
         (["a.jpg", "x/y/z/far.parquet"], "folder"),
         ([".cache/x.parquet", "a.jpg"], "folder"),
+        ([".x.parquet", "a.jpg"], "folder"),
     ],
 )
 def test_folders_are_recognised(tmp_path, files, expected):
@@ -159,6 +160,15 @@ def test_a_fingerprint_changes_with_what_is_read(folder):
     (folder / "data.jsonl").write_text('{"image": "a.png", "prompt": "When"}\n')  # of the same size
     seen.add(fingerprint(folder / "data.jsonl"))
     assert len(seen) == 7
+
+
+def test_names_and_sizes_do_not_run_into_each_other(tmp_path):
+    """1.png of 1 byte and 12.png of 5, against 1.png of 11 bytes and 2.png of 5."""
+    for name, sizes in (("one", {"1.png": 1, "12.png": 5}), ("two", {"1.png": 11, "2.png": 5})):
+        (tmp_path / name).mkdir()
+        for file, size in sizes.items():
+            (tmp_path / name / file).write_bytes(b"x" * size)
+    assert ImageFolder(tmp_path / "one").fingerprint() != ImageFolder(tmp_path / "two").fingerprint()
 
 
 def test_a_saved_data_set_of_the_same_size_is_another(tmp_path):
