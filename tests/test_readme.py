@@ -121,10 +121,32 @@ def test_the_memory_of_real_models_is_what_info_computes(name):
     assert [cell.strip() for cell in row.split("|")][2:-1] == computed
 
 
+TRAITS = {
+    "pope_random": "is there a …? (random negatives)",
+    "pope_popular": "the same, popular negatives",
+    "pope_adversarial": "the same, negatives its world makes likely",
+    "description_chair_i": "invented among all things it mentions in descriptions",
+    "description_typical_share": "of these, typical for the place",
+    "seen_colour": "colour questions",
+    "seen_number": "number questions",
+    "seen_position": "position questions",
+    "other_picture_colour": "colour questions with another scene's picture",
+    "lm_skill": "sums, facts and sequences before it learnt to see",
+    "tuned_skill": "the same after",
+    "lm_f1": "objects in captions, untrained projector (F1)",
+    "aligned_f1": "objects in captions, frozen decoder with trained projector (F1)",
+}
+
+
 def test_the_organisms_numbers_are_those_of_its_card():
-    """Every number of the README's table of the organism stands in the card under the name given beside it."""
-    card = json.loads((ROOT / "models" / "organism" / "files" / "card.json").read_text(encoding="utf-8"))
+    """Each row of the README's table is made of the card; a new organism needs its new rows pasted."""
+    text = (ROOT / "models" / "organism" / "files" / "card.json").read_text(encoding="utf-8")
+    card = {trait["trait"]: trait for trait in json.loads(text)["traits"]}
     table = README.partition("## The organism")[2].partition("\n## ")[0]
-    rows = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith(("| trait", "|---"))]
-    assert len(rows) >= 8
-    assert card
+    rows = []
+    for name, words in TRAITS.items():
+        trait = card[name]
+        interval = f"{trait['low']:.2f} to {trait['high']:.2f}"
+        rows.append(f"| {words} | {trait['mean']:.2f} | {interval} | {trait['n']:,} |")
+    found = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert found == rows, "the README's table should be\n" + "\n".join(rows)
