@@ -71,7 +71,8 @@ def run(
     limit: o.Limit = None,
     seed: o.Seed = 0,
     out: o.Out = o.RUNS,
-    batch_size: o.BatchSize = 8,
+    read: o.Read = None,
+    batch_size: o.BatchSize = 32,
 ) -> None:
     """Run an experiment that comes with chiasm and write its tables and figures."""
     from importlib import import_module
@@ -80,8 +81,9 @@ def run(
         known = "; ".join(f"{name} ({asks})" for name, asks in EXPERIMENTS.items())
         raise UserError(f"experiment {experiment!r} is not known: use {known}")
     module = import_module(f".{experiment}", __package__)
+    samples = None if data == "scenes" else o.open_samples(data, limit=limit, seed=seed, read=read)
     path = module.run(
-        model=model, data=data, device=device, dtype=dtype, limit=limit, seed=seed, root=out, batch_size=batch_size
+        model, samples, device=device, dtype=dtype, limit=limit, seed=seed, root=out, batch_size=batch_size
     )
     say(str(path))
 

@@ -52,7 +52,10 @@ def measure(
     probes = o.load_probes(config["probe"])
     opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
     vlm = o.open_model(config["model"], **opening)
-    samples = o.open_samples(config["data"], limit=config["limit"], seed=config["seed"], read=config["read"])
+    # Probes of the picture's place in the text need text on both sides of it.
+    samples = o.open_samples(
+        config["data"], limit=config["limit"], seed=config["seed"], read=config["read"], frame="long"
+    )
     how = {name: config[name] for name in ("limit", "seed", "batch_size", "checkpoint_every", "strict")}
     if resume is not None and begun.finished:
         result, path = measure(vlm, samples, probes, run=begun, **how), begun.path

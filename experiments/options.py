@@ -117,8 +117,11 @@ def open_model(
     return open_vlm(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
 
 
-def open_samples(data: str, *, limit: int | None = None, seed: int = 0, read: Sequence[str] | None = None):
-    """The reader for `--data` with its `--read` options; rendered scenes take their number and seed from the others.
+def open_samples(
+    data: str, *, limit: int | None = None, seed: int = 0, read: Sequence[str] | None = None, frame: str = "none"
+):
+    """The reader for `--data` with its `--read` options; rendered scenes take their number and seed from the others, and
+    the text around the picture (none, short, long) from `frame`.
 
     Raises UserError.
     """
@@ -133,7 +136,7 @@ def open_samples(data: str, *, limit: int | None = None, seed: int = 0, read: Se
             raise UserError(f"--read {pair!r} must be NAME=VALUE, e.g. --read prompt='What is this?'")
         options[name] = {"true": True, "false": False}.get(value.lower(), int(value) if value.isdecimal() else value)
     if data == "scenes" or data.startswith("scenes:"):
-        options = {"seed": seed, **({} if limit is None else {"n": limit}), **options}
+        options = {"seed": seed, "frame": frame, **({} if limit is None else {"n": limit}), **options}
     return open_data(data, **options)
 
 

@@ -14,12 +14,14 @@ class SceneData(Reader):
     """n rendered scenes with their truth, made as they are asked for: `chiasm.scenes.benchmarks.scene_samples`.
 
     kind: what is asked about them (default: that function's own). split: train, val or test, which share no scene. seed: which scenes.
+    frame: no, short or long text around the picture.
     """
 
     kind: str | None = None
     n: int = 1000
     split: str = "test"
     seed: int = 0
+    frame: str = "none"
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -33,7 +35,7 @@ class SceneData(Reader):
 
         chosen = {} if self.kind is None else {"kind": self.kind}
         try:
-            for sample in scene_samples(n=self.n, split=self.split, seed=self.seed, **chosen):
+            for sample in scene_samples(n=self.n, split=self.split, seed=self.seed, frame=self.frame, **chosen):
                 yield Item(sample.id, "", lambda sample=sample: sample)
         except UserError:
             raise
