@@ -186,7 +186,7 @@ def mass_rows(size: Size) -> Iterator[Row]:
 
 def measure_rows(size: Size) -> Iterator[Row]:
     """`measure` with both probes on the organism, against plain forwards of the same batches, prepared the same way."""
-    from ..probes import measure
+    from ..probes.measure import measure
     from ..scenes.benchmarks import scene_samples
 
     vlm = open_vlm("organism", device="cpu")

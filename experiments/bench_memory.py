@@ -13,7 +13,8 @@ WARM = 64
 
 
 def probes() -> list:
-    from ..probes import AttentionShift, ImplicitAlignment
+    from ..probes.attention_shift import AttentionShift
+    from ..probes.implicit_alignment import ImplicitAlignment
 
     return [ImplicitAlignment(), AttentionShift()]
 
@@ -25,7 +26,7 @@ def measured_peak(n: int) -> int:
     libraries) is in both sides of a comparison. The scenes are made as they are read.
     """
     from ..models import open_vlm
-    from ..probes import measure
+    from ..probes.measure import measure
     from ..scenes.benchmarks import scene_samples
 
     torch.set_num_threads(2)
