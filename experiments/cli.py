@@ -43,21 +43,42 @@ def report(
     data: o.DataSpec = "scenes",
     device: o.Device = None,
     dtype: o.Dtype = None,
-    limit: o.Limit = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", "-n", help="Read at most so many samples. Default: 200 scenes; other data: all.", metavar="N"
+        ),
+    ] = None,
     seed: o.Seed = 0,
     out: o.Out = o.RUNS,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            "-p",
+            help="A probe of your own beside the built-in ones: package.module:Class or file.py:Class.",
+            metavar="NAME",
+        ),
+    ] = None,
     read: o.Read = None,
     batch_size: o.BatchSize = 8,
     strict: o.Strict = False,
     adapter: o.Adapter = None,
     revision: o.Revision = None,
+    interactive: Annotated[bool, typer.Option(help="Figures one can zoom and point at; adds 2 MB to the page.")] = True,
 ) -> None:
-    """Look at a model through every probe and write one HTML page with figures."""
+    """Look at a model through every probe and write one HTML page with figures. Prints the page's path."""
+    from ..probes.processes import join_processes
     from .report import report
 
+    join_processes()
+    own = [o.load_probe(name) for name in probe or ()]
     vlm = o.open_model(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
-    samples = o.open_samples(data, limit=limit, seed=seed, read=read)
-    page = report(vlm, samples, limit=limit, seed=seed, root=out, batch_size=batch_size, strict=strict)
+    samples = o.open_samples(data, limit=limit, seed=seed, read=read) if data != "scenes" or read else None
+    page = report(
+        vlm, samples, out, limit=limit, seed=seed, device=device, dtype=dtype, probes=own, batch_size=batch_size,
+        strict=strict, interactive=interactive,
+    )  # fmt: skip
     say(str(page))
 
 
