@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,19 +186,36 @@ def test_constraints_pin_exact_versions_and_nothing_else():
     assert names <= pinned, f"not pinned: {names - pinned}"
 
 
-def test_every_dependency_is_used():
-    """A dependency nobody imports is a download for nothing (peft is what transformers loads adapters with)."""
+IMPORTED_AS = {"pillow": "PIL", "transformer-lens": "transformer_lens"}
+UNSEEN = {
+    "torchvision": "transformers' image processors are built on it",
+    "pyarrow": "pandas writes parquet with it",
+}
+"""Dependencies that another library imports for us."""
+
+
+def declared(*extras: str) -> set[str]:
+    """Import names of what pyproject.toml asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    imported = {
+    wanted = [*project["dependencies"], *(name for extra in extras for name in project["optional-dependencies"][extra])]
+    names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in wanted}
+    return {IMPORTED_AS.get(name, name) for name in names}
+
+
+def third_party() -> set[str]:
+    names = {
         name.split(".")[0]
         for path in house_files()
-        for name in imported_modules(path.read_text("utf-8"), package_of(path))
+        for name in imported_modules(path.read_text(encoding="utf-8"), package_of(path))
     }
-    imports = {"pillow": "PIL", "pyyaml": "yaml"}
-    names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in project["dependencies"]}
-    by_another_name = {
-        "torchvision": "transformers' fast image processors are built on it",
-        "pyarrow": "pandas writes parquet with it",
-    }
-    unused = {name for name in names - set(by_another_name) if imports.get(name, name) not in imported}
-    assert not unused, f"in pyproject.toml but never imported: {unused}"
+    return names - set(sys.stdlib_module_names) - {"chiasm"}
+
+
+def test_every_dependency_is_used():
+    unused = declared() - set(UNSEEN) - third_party()
+    assert not unused, f"in pyproject.toml but never imported, a download for nothing: {unused}"
+
+
+def test_every_import_is_a_declared_dependency():
+    missing = third_party() - declared("views")
+    assert not missing, f"imported but not in pyproject.toml: {missing}"

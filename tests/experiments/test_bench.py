@@ -13,6 +13,8 @@ from chiasm.experiments.timing import Ratio, Rounds, allocation_peak, interleave
 from chiasm.scenes.errors import UserError
 from rich.console import Console
 
+from ..probes.measuring import Contrast, Norms, sample, tiny_vlm
+
 
 def test_ratio_is_the_median_with_the_middle_half():
     assert Ratio.of([1.0, 2.0, 3.0, 4.0, 100.0]) == Ratio(3.0, 2.0, 4.0)
@@ -79,6 +81,18 @@ def test_reading_something_else_is_noticed(small):
     ]
     with pytest.raises(UserError, match="other values"):
         bench.check_reads(found, vlm, inputs)
+
+
+def test_measure_is_compared_with_the_passes_it_makes(monkeypatch):
+    monkeypatch.setattr(bench, "open_vlm", lambda *_, **__: tiny_vlm())
+    monkeypatch.setattr("chiasm.scenes.benchmarks.scene_samples", lambda n, split: [sample(i) for i in range(n)])
+    monkeypatch.setattr(bench, "probes", lambda: [Norms(), Contrast()])  # the second one reads the text alone too
+    rows = list(bench.measure_rows(bench.QUICK))
+    assert [row.bar for row in rows] == [1.35, None]
+    assert "with the pictures and without" in rows[0].against and "with the pictures only" in rows[1].against
+    monkeypatch.setattr(bench, "probes", lambda: [Norms()])
+    (row,) = bench.measure_rows(bench.QUICK)
+    assert "one pass" in row.against and row.ratio.median > 0
 
 
 def test_a_row_is_met_at_its_bar_and_not_above():

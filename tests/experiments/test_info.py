@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers as hf
 from chiasm.experiments.image_tokens import image_tokens
-from chiasm.experiments.info import info, meta_model, parse_size, read_config, render
+from chiasm.experiments.info import SITES, info, meta_model, parse_size, read_config, render
 from chiasm.experiments.memory import site_bytes, trace_memory, weight_memory
+from chiasm.experiments.options import load_probes
 from chiasm.experiments.timing import allocation_peak
 from chiasm.models import open_vlm
 from chiasm.models.anatomy import find_anatomy
@@ -268,3 +269,7 @@ def test_no_picture_at_all():
     facts = info(CONFIGS / "llava-1.5-7b.json", images=0)
     assert facts["trace"]["length"] == 64
     assert facts["trace"]["bytes"]["peak"] < info(CONFIGS / "llava-1.5-7b.json")["trace"]["bytes"]["peak"]
+
+
+def test_the_sites_whose_memory_is_computed_are_those_the_probes_read():
+    assert {site for probe in load_probes(None) for site in probe.sites} == set(SITES)
