@@ -200,7 +200,7 @@ def _page(vlm, described, result, run, sections, shown, studies, seconds, batch_
     live = interactive and any(figure.data for section in every for figure in section.figures)
     return Page(
         title=f"Where vision meets language in {vlm.name}",
-        lead=f"{result.n:,} samples, {len(result.tables)} probes in one pass, {datetime.now(UTC):%d %B %Y}. Every number has its n and a 95 % interval.",
+        lead=f"{result.n:,} samples, {len(result.tables)} {'probe' if len(result.tables) == 1 else 'probes'} in one pass, {datetime.now(UTC):%d %B %Y}. Every number has its n and a 95 % interval.",
         facts=facts,
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         sections=every,

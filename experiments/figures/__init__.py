@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import attention_shift, implicit_alignment
-from .chart import Figure
+from .chart import Areas, Chart, Figure, Heat, Line, Panel, Points
 from .interactive import draw_interactive
 from .picture import draw_picture
+
+__all__ = [
+    "FIGURES", "Areas", "Chart", "Drawn", "Figure", "Heat", "Line", "Panel", "Points", "draw", "draw_interactive",
+    "draw_picture", "figures_of",
+]  # fmt: skip
 
 FIGURES = {
     "implicit_alignment": implicit_alignment.FIGURES,

@@ -106,8 +106,9 @@ def matching(table: pd.DataFrame) -> Figure | None:
     return Figure(
         "matching",
         "Is a picture nearer to its own text than to others’?",
-        "This is the control that the average over all pairs hides: only what differs between matched and mismatched pairs is about "
-        "the content. Where the difference stays at zero, a high similarity says that the two modalities share a direction, not a meaning.",
+        "Only what differs between own and others’ text is about the content; where the difference stays at zero, a high similarity says "
+        "that the two modalities share a direction, not a meaning. Judge the input first: from the first block on attention carries a picture into "
+        "the text behind it, in an untrained model too.",
         "Left: similarity of pictures with their own and with other samples’ texts over layers. Right: the difference for three versions.",
         Chart(panels, samples_note(matched, more=tested)),
     )
@@ -142,8 +143,8 @@ def retrieval(table: pd.DataFrame) -> Figure | None:
         "retrieval",
         "Can a picture find its own text?",
         "Each curve is the share of samples whose partner is among the k most similar of all kept samples; the dotted line of the same "
-        "colour is what guessing finds. The layer where a curve leaves its dotted line is where the model can tell which text belongs to "
-        "which picture.",
+        "colour is what guessing finds. At the input a curve above its dotted line is the projector’s work; deeper, attention has "
+        "carried pictures into the texts behind them, so read it together with an untrained model.",
         "Line charts over layers of the share of pictures that find their text, and texts their picture, among the top k, with chance.",
         Chart(panels, samples_note(found, more=f"dotted: chance; states {'centred' if variants[:1] == ['centred_each'] else 'raw'}"), shared_y=True),
     )

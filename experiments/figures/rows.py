@@ -27,7 +27,7 @@ def pick(table: pd.DataFrame, **where) -> pd.DataFrame:
         elif isinstance(value, list | tuple):
             keep &= table[name].isin(value).to_numpy()
         else:
-            keep &= (table[name] == value).to_numpy()
+            keep &= (table[name] == value).fillna(False).to_numpy(bool)
     return table[keep]
 
 
