@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -94,18 +95,29 @@ def run(
     out: o.Out = o.RUNS,
     read: o.Read = None,
     batch_size: o.BatchSize = 32,
+    questions: Annotated[
+        int | None, typer.Option(help="Questions of each kind. Default: the experiment's own.", metavar="N")
+    ] = None,
+    growth: Annotated[
+        Path | None,
+        typer.Option(help="What `chiasm organism grow` wrote, to include its growth series.", metavar="FOLDER"),
+    ] = None,
 ) -> None:
     """Run an experiment that comes with chiasm and write its tables and figures."""
     from importlib import import_module
 
+    for name, value in (("--limit", limit), ("--questions", questions), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
     if experiment not in EXPERIMENTS:
         known = "; ".join(f"{name} ({asks})" for name, asks in EXPERIMENTS.items())
         raise UserError(f"experiment {experiment!r} is not known: use {known}")
     module = import_module(f".{experiment}", __package__)
     samples = None if data == "scenes" else o.open_samples(data, limit=limit, seed=seed, read=read)
+    more = {} if questions is None else {"questions": questions}
     path = module.run(
-        model, samples, device=device, dtype=dtype, limit=limit, seed=seed, root=out, batch_size=batch_size
-    )
+        model, samples, device=device, dtype=dtype, limit=limit, seed=seed, root=out, batch_size=batch_size, growth=growth, **more
+    )  # fmt: skip
     say(str(path))
 
 
