@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..scenes.benchmarks import scene_samples
+from ..scenes.readers.scene_data import SceneData
 from .figures import Drawn, Figure, draw
 from .page import Claim
 from .run import Run
+
+DPI = 200
+"""Pixels an inch of the figures' PNG files."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class Study:
     tables: dict[str, pd.DataFrame]
 
 
-def framed_scenes(n: int, seed: int = 0) -> list:
+def framed_scenes(n: int, seed: int = 0) -> SceneData:
     """`n` unseen scenes to describe, with long text in front of and behind the picture, and a true description as answer.
 
     Both probes can read them: a text of its own for every picture, and enough text on either side of it.
     """
-    return list(scene_samples(n, "test", "description", seed, frame="long"))
+    return SceneData(kind="description", n=n, split="test", seed=seed, frame="long")
 
 
 def keep_figures(run: Run, figures: Sequence[Figure]) -> list[Drawn]:
@@ -41,6 +44,3 @@ def keep_figures(run: Run, figures: Sequence[Figure]) -> list[Drawn]:
     for one in drawn:
         run.figure(one.name, one.picture, one.interactive, dpi=DPI)
     return drawn
-
-
-DPI = 200
