@@ -54,7 +54,7 @@ def study(
         for stage in stages:
             vlm = stage.open(device, dtype)
             table = measure(
-                vlm, samples, [AttentionShift()], run=kept, part=stage.name.replace(" ", "-"), batch_size=batch_size, limit=limit,
+                vlm, samples, [AttentionShift(text_only=True)], run=kept, part=stage.name.replace(" ", "-"), batch_size=batch_size, limit=limit,
                 progress=False, seed=seed,
             ).tables["attention_shift"]  # fmt: skip
             for read in ("picture", "text_only"):

@@ -77,8 +77,37 @@ def alignment_claims(table: pd.DataFrame) -> list[Claim]:
     return claims
 
 
-CARDS = {"implicit_alignment": alignment_cards}
-CLAIMS = {"implicit_alignment": alignment_claims}
+def attention_cards(table: pd.DataFrame) -> list[Card]:
+    """Mass on the picture at the block that reads it most, and the shift with its contrast."""
+    cards = []
+    mass = _curve(table, quantity="mass", run="vlm", version="raw", queries="post", segment="image")
+    if len(mass):
+        top = mass["mean"].astype(float).idxmax()
+        row = mass.loc[top]
+        means = f"Of queries behind it, at block {top}, where it is largest; mean over blocks {number(mass['mean'].mean())}."
+        cards.append(_card("Attention on the picture", row, means))
+    plain = {"version": "raw", "queries": "post", "comparator": "pearson", "order": "per_sample_then_mean"}
+    shift = _one(table, quantity="shift", run="vlm", **plain)
+    if shift is not None:
+        text = _one(table, quantity="shift", run="text", **plain)
+        more = f" Same texts without pictures: {number(text['mean'])}." if text is not None else ""
+        p = f" p = {shift['p']:.2g} against turned curves." if _finite(shift.get("p")) else ""
+        cards.append(_card("Attention shift", shift, f"1 − Pearson ρ of attention to the text before and after, over blocks; 0 together, 1 unrelated.{more}{p}"))
+    return cards
+
+
+def attention_claims(table: pd.DataFrame) -> list[Claim]:
+    """What one model can say of the shift: whether the picture's presence changes it."""
+    row = _one(table, quantity="difference", version="raw", queries="post", comparator="pearson", order="per_sample_then_mean")
+    if row is None or not _finite(row["low"]):
+        return []
+    holds = True if row["low"] > 0 else False if row["high"] < 0 else None
+    here = f"shift with the picture minus shift of the same texts without, paired: {number(row['mean'])} [{_span(row)}], n = {int(row['n'])}."
+    return [Claim("A picture in the middle makes attention to the two texts drift apart", "arXiv 2406.03496; contrast ours", here, holds)]
+
+
+CARDS = {"implicit_alignment": alignment_cards, "attention_shift": attention_cards}
+CLAIMS = {"implicit_alignment": alignment_claims, "attention_shift": attention_claims}
 
 
 def _card(name: str, row, means: str) -> Card:

@@ -16,7 +16,7 @@ from . import headlines
 from .examples import examples
 from .figures import Drawn, draw, figures_of
 from .lineage import is_organism, lineage
-from .options import load_probe, load_probes
+from .options import load_probe
 from .page import SHOWN, Page, PageFigure, Section, packed_plotly, page_figure, shown_table, write_page
 from .run import Run
 from .study import DPI, Study, framed_scenes
@@ -70,7 +70,7 @@ def report(
     began = time.monotonic()
     vlm = _open(model, device, dtype)
     samples, described = _samples(data, limit, seed)
-    instruments = load_probes(None)
+    instruments = built_in(vlm)
     known = {probe.name for probe in instruments}
     for one in probes or ():
         one = load_probe(one) if isinstance(one, str) else one
@@ -90,6 +90,15 @@ def report(
         (run.path / PAGE).write_text(write_page(page), encoding="utf-8")
         run.log(f"page written after {time.monotonic() - began:.0f} s")
     return run.path / PAGE
+
+
+def built_in(vlm) -> list:
+    """Every built-in probe that can be read from this model; attention shift with the text-only run as its contrast."""
+    from ..probes.attention_shift import AttentionShift
+    from ..probes.implicit_alignment import ImplicitAlignment
+
+    in_sequence = vlm.anatomy.image_in_sequence  # in cross-attention models no text is before or after the picture
+    return [ImplicitAlignment(), AttentionShift(text_only=True)] if in_sequence else [ImplicitAlignment()]
 
 
 def _open(model, device, dtype):
@@ -232,6 +241,8 @@ def limits(vlm, result: Measurement, studies: Sequence[Study]) -> list[str]:
         "Intervals tell of other samples from the same source, not of other models, seeds or prompts. Verdicts are not corrected for there being several; "
         "treat a single one as a hint."
     )
+    if not vlm.anatomy.image_in_sequence:
+        notes.append("Not applicable: attention shift. This model's pictures enter by cross-attention, so no text is before or behind them.")
     for study in studies:
         n = len(next(iter(study.tables.values()))["stage"].unique())
         if n < 12:

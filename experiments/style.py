@@ -65,6 +65,7 @@ PICTURE, TEXT, BOTH, NULL = Look(BLUE, "o", "-"), Look(VERMILION, "s", "--"), Lo
 
 SEGMENTS: dict[str, Look] = {
     "bos": Look(GREY, "v", ":"),
+    "sink": Look(GREY, "v", ":"),
     "system": Look(SKY, "X", "-."),
     "before": Look(GREEN, "^", "-."),
     "image": PICTURE,
@@ -72,7 +73,7 @@ SEGMENTS: dict[str, Look] = {
     "answer": Look(PURPLE, "D", ":"),
     "generated": Look(ORANGE, "P", "--"),
 }
-"""Every figure draws a span in the same look."""
+"""Every figure draws a span in the same look; the sink is the first position, which spans call bos."""
 
 SCALE = ("#f4f7fb", "#0b4f8a")
 """Light to dark of heat maps: one hue, so that grey print keeps the order."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..style import BLACK, NULL, ORANGE, SEGMENTS, Look
+from ..style import BLACK, BLUE, GREY, NULL, ORANGE, SEGMENTS, Look
 from .chart import Areas, Chart, Figure, Heat, Line, Panel, Points
 from .rows import LEVEL, curve, pick, samples_note
 
 BLOCK, MASS = "block", "share of attention"
-ORDER = ("bos", "system", "before", "image", "after", "answer", "generated")
+ORDER = ("sink", "system", "before", "image", "after")
+"""Segments that add up to 1 (“answer” is a part of “after”)."""
 
 
 def mass_rows(table: pd.DataFrame, **where) -> pd.DataFrame:
     """Mass by segment and layer, mean over heads, of queries behind the picture."""
-    return pick(table, **{"quantity": "mass", "queries": "post", "variant": "raw", "input": "image", "head": None, **where})
+    return pick(table, **{"quantity": "mass", "run": "vlm", "version": "raw", "queries": "post", **where})
 
 
 def curve_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -25,14 +26,17 @@ def curve_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def shift_row(table: pd.DataFrame, *, text_only: bool = False) -> dict:
     """The default shift (Pearson, per sample then mean), read with pictures or on the same texts without; NaN where undefined."""
-    rows = pick(
-        table, quantity="shift", queries="post", variant="raw", comparator="pearson", order="per_sample",
-        input="text" if text_only else "image",
-    )  # fmt: skip
+    rows = _shift(table, run="text" if text_only else "vlm")
     if rows.empty:
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
     row = rows.iloc[0]
     return {"mean": float(row["mean"]), "low": float(row["low"]), "high": float(row["high"]), "n": int(row["n"])}
+
+
+def _shift(table: pd.DataFrame, **where) -> pd.DataFrame:
+    default = {"run": "vlm", "version": "raw", "queries": "post", "comparator": "pearson", "order": "per_sample_then_mean"}
+    rows = pick(table, **{"quantity": "shift", **default, **where})
+    return rows[rows["mean"].astype(float).notna()]
 
 
 def segments(table: pd.DataFrame) -> Figure | None:
@@ -57,7 +61,7 @@ def segments(table: pd.DataFrame) -> Figure | None:
         "segments",
         "Where does attention go?",
         "For every query behind the picture, attention is summed over the keys of each span, then averaged over queries, heads and samples; the shares "
-        "of one block add up to 1. Look at how much the first token (bos, a sink) takes, and in which blocks the picture is read.",
+        "of one block add up to 1. Look at how much the first token (the sink) takes, and in which blocks the picture is read.",
         "Left: stacked areas of the share of attention on each span of the sequence over blocks. Right: the same shares as lines with intervals.",
         Chart(panels, samples_note(rows, more="queries behind the picture")),
     )  # fmt: skip
@@ -67,16 +71,16 @@ def before_and_after(table: pd.DataFrame) -> Figure | None:
     """The curves before, image, after, each with its structural baseline; and the same texts without the picture."""
     panels = []
     used = []
-    for source, title in (("image", "With the picture"), ("text", "Same texts, no picture")):
+    for source, title in (("vlm", "With the picture"), ("text", "Same texts, no picture")):
         lines: list[Line] = []
         for segment in ("before", "image", "after"):
-            rows = mass_rows(table, segment=segment, input=source)
+            rows = mass_rows(table, segment=segment, run=source)
             rows = rows[rows["mean"].astype(float).fillna(0) > 1e-9]
             if rows.empty:
                 continue
             used.append(rows)
             lines += curve(rows, segment, SEGMENTS[segment])
-            level = pick(table, quantity="uniform", queries="post", segment=segment, input=source)
+            level = pick(table, quantity="uniform", queries="post", segment=segment if source == "vlm" else "none")
             level = level[level["mean"].astype(float).notna()]
             if len(level):
                 value = float(level["mean"].mean())
@@ -99,44 +103,55 @@ def before_and_after(table: pd.DataFrame) -> Figure | None:
     )  # fmt: skip
 
 
+CHOICES = (
+    ("as published", {}),
+    ("all queries", {"queries": "all"}),
+    ("without the sink", {"version": "without_sink"}),
+    ("log-ratio to the picture", {"version": "log_ratio"}),
+    ("of the mean curves", {"order": "curve_of_means"}),
+    ("Spearman", {"comparator": "spearman"}),
+    ("cosine", {"comparator": "cosine"}),
+    ("same texts, no picture", {"run": "text"}),
+)
+"""What the figure of shifts shows: each row changes one choice of the published measure."""
+
+
 def shift(table: pd.DataFrame) -> Figure | None:
-    """The shift under every comparator and control, with its nulls."""
-    rows = pick(table, quantity="shift")
-    rows = rows[rows["mean"].astype(float).notna()]
-    if rows.empty:
+    """The shift with one choice changed at a time, the text-only contrast, and the null of turned curves."""
+    names, marks, used = [], [], []
+    null = pick(table, quantity="null_circular", run="vlm", queries="post")
+    shown = [(name, _shift(table, **where)) for name, where in CHOICES] + [("null: one curve turned", null[null["mean"].astype(float).notna()])]
+    for name, rows in reversed(shown):
+        if rows.empty:
+            continue
+        place = len(names)
+        names.append(name)
+        if name.startswith("null"):
+            marks.append(Points(rows["mean"].tolist(), [place] * len(rows), "", Look(GREY, "v", ":")))
+            continue
+        look = Look(ORANGE, "s", "-") if name.startswith("same") else Look(BLACK, "D", "-") if name == "as published" else Look(BLUE, "o", "-")
+        marks.append(Points(rows["mean"].tolist(), [place], "", look, rows["low"].tolist(), rows["high"].tolist()))
+        used.append(rows)
+    if not used:
         return None
-    distances = rows[rows["comparator"].isin(["pearson", "spearman", "cosine"])]
-    shown = []
-    for row in distances.itertuples():
-        shown.append((row.comparator, _variant(row), row))
-    shown = shown[:16]
-    looks = {"pearson": Look(BLACK, "D", "-"), "spearman": Look("#0072b2", "o", "-"), "cosine": Look(ORANGE, "P", "-")}
-    marks, names = [], []
-    for place, (comparator, name, row) in enumerate(reversed(shown)):
-        names.append(f"{comparator}, {name}")
-        marks.append(Points([row.mean], [place], "", looks[comparator], [row.low], [row.high]))
     panel = Panel(
-        "Shift: 0 together, 1 unrelated, 2 opposite", "1 − similarity of the two curves", "", marks, y_ticks=(list(range(len(names))), names),
-        y_limits=(-0.6, len(names) - 0.4), x_limits=(-0.05, 2.05), upright=(1.0, "unrelated"), direct=False,
+        "0: the curves move together, 1: unrelated, 2: opposite", "1 − correlation over blocks (cosine: 1 − cosine)", "", marks,
+        y_ticks=(list(range(len(names))), names), y_limits=(-0.6, len(names) - 0.4), x_limits=(-0.05, 2.05), upright=(1.0, ""), direct=False,
     )  # fmt: skip
+    count = samples_note(pd.concat(used)).split(";")[0]
     return Figure(
         "shift",
         "How large is the shift, and against what?",
-        "The first line is the published measure; the others change one choice each: the comparator, the sink, the queries, the input. A value means "
-        "something only where it is away from its null rows, which destroy the link between the two curves but keep their shapes.",
-        "Dot chart of the attention shift under several comparators, controls and null models, with 95 % intervals.",
-        Chart([panel], f"{samples_note(distances).split(';')[0]}; whiskers: {LEVEL}", columns=1, height=0.6 + 0.23 * max(4, len(names))),
+        "The black point is the published measure; each blue one changes a single choice, and the orange one is the same texts without their pictures. "
+        "Read it against the grey triangles, where one curve is turned by some blocks: a shift that is not below them says nothing about the two curves.",
+        "Dot chart of the attention shift under several choices of measure, on texts without pictures, and of its null, with 95 % intervals.",
+        Chart([panel], f"{count}; whiskers: {LEVEL}; triangles: mean of each turn; few blocks make any correlation coarse", columns=1, height=0.9 + 0.27 * len(names)),
     )
-
-
-def _variant(row) -> str:
-    parts = [str(getattr(row, name)) for name in ("variant", "queries", "input", "null") if getattr(row, name, None) not in (None, "") and not pd.isna(getattr(row, name))]
-    return ", ".join(parts)
 
 
 def heads(table: pd.DataFrame) -> Figure | None:
     """Mass on the picture by head and layer."""
-    rows = pick(table, quantity="mass", segment="image", queries="post", variant="raw", input="image")
+    rows = pick(table, quantity="head_mass", segment="image", queries="post", version="raw")
     rows = rows[rows["head"].notna() & rows["mean"].astype(float).notna()] if "head" in rows else rows.iloc[:0]
     if rows.empty:
         return None

@@ -12,7 +12,8 @@ from chiasm.experiments.figures import FIGURES, Areas, Chart, Heat, Line, Panel,
 from chiasm.experiments.figures.chart import spread, with_room
 from chiasm.experiments.figures.rows import layer_ticks, pick, samples_note
 from chiasm.experiments.page import png_of
-from chiasm.experiments.options import PROBES, load_probes
+from chiasm.experiments.options import PROBES
+from chiasm.experiments.report import built_in
 from chiasm.probes.measure import measure
 
 from .pages import framed, tiny_vlm
@@ -21,7 +22,8 @@ from .pages import framed, tiny_vlm
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
     """Real tables of every built-in probe, on a tiny random model."""
-    return measure(tiny_vlm(), [framed(i) for i in range(12)], load_probes(None), progress=False).tables
+    vlm = tiny_vlm()
+    return measure(vlm, [framed(i) for i in range(12)], built_in(vlm), progress=False).tables
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_png_is_made_at_twice_the_pixels(figures):
 
 
 def test_looks_differ_without_colour():
-    for looks in (style.LOOKS, (style.PICTURE, style.TEXT, style.BOTH), tuple(style.SEGMENTS.values())):
+    for looks in (style.LOOKS, (style.PICTURE, style.TEXT, style.BOTH), tuple(look for name, look in style.SEGMENTS.items() if name != "sink")):
         for one, other in itertools.combinations(looks, 2):
             assert (one.marker, one.dash) != (other.marker, other.dash)
             assert one.colour != other.colour
