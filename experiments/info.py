@@ -21,7 +21,7 @@ from ..scenes.errors import UserError
 from .image_tokens import PHOTO, ImageTokens, image_tokens
 from .memory import head_size, key_value_heads, trace_memory, vision_width, weight_memory
 
-SITES = ("embed", "blocks.*.resid_post", "blocks.*.attn_mass", "final")
+SITES = ("embed", "blocks.*.resid_post", "blocks.*.attn_mass", "blocks.*.attn_images", "final")
 """What the two first probes read together."""
 
 TEXT_TOKENS = 64

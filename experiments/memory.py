@@ -13,6 +13,7 @@ from ..models.spans import Spans
 from ..models.trace import expand_sites
 from .image_tokens import ImageTokens
 
+MASSES = ("attn_mass", "attn_images", "cross_mass")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -100,7 +101,7 @@ def trace_memory(
         weights=total * size,
         sites=kept - (logits if "logits" in names else 0),
         logits=logits,
-        work=_work(anatomy, batch, length, images, picture, size, any(name.endswith("mass") for name in names)),
+        work=_work(anatomy, batch, length, images, picture, size, any(name.endswith(MASSES) for name in names)),
         cache=_cache(anatomy, batch, length, images, picture) * size,
     )
 
