@@ -117,7 +117,9 @@ def test_the_numbers_of_llava_by_hand():
     trace = facts["trace"]["bytes"]
     positions = 8 * 700
     assert facts["trace"]["dtype"] == "float16"
-    assert trace["sites"] == positions * (34 * 4096 * 2 + 32 * 32 * (7 + 2) * 4)  # 7 spans, a picture and its text, fp32
+    assert trace["sites"] == positions * (
+        34 * 4096 * 2 + 32 * 32 * (7 + 2) * 4
+    )  # 7 spans, a picture and its text, fp32
     assert trace["logits"] == positions * 32064 * 2
     assert trace["cache"] == 32 * 2 * positions * 32 * 128 * 2
     assert trace["peak"] == trace["weights"] + trace["sites"] + max(trace["work"], trace["logits"])
