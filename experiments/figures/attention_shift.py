@@ -104,8 +104,8 @@ def before_and_after(table: pd.DataFrame) -> Figure | None:
 
 
 CHOICES = (
-    ("as published", {}),
-    ("all queries", {"queries": "all"}),
+    ("default: Pearson, queries behind", {}),
+    ("all queries, as published", {"queries": "all"}),
     ("without the sink", {"version": "without_sink"}),
     ("log-ratio to the picture", {"version": "log_ratio"}),
     ("of the mean curves", {"order": "curve_of_means"}),
@@ -113,7 +113,7 @@ CHOICES = (
     ("cosine", {"comparator": "cosine"}),
     ("same texts, no picture", {"run": "text"}),
 )
-"""What the figure of shifts shows: each row changes one choice of the published measure."""
+"""What the figure of shifts shows: each row changes one choice of the default measure."""
 
 
 def shift(table: pd.DataFrame) -> Figure | None:
@@ -129,7 +129,7 @@ def shift(table: pd.DataFrame) -> Figure | None:
         if name.startswith("null"):
             marks.append(Points(rows["mean"].tolist(), [place] * len(rows), "", Look(GREY, "v", ":")))
             continue
-        look = Look(ORANGE, "s", "-") if name.startswith("same") else Look(BLACK, "D", "-") if name == "as published" else Look(BLUE, "o", "-")
+        look = Look(ORANGE, "s", "-") if name.startswith("same") else Look(BLACK, "D", "-") if name.startswith("default") else Look(BLUE, "o", "-")
         marks.append(Points(rows["mean"].tolist(), [place], "", look, rows["low"].tolist(), rows["high"].tolist()))
         used.append(rows)
     if not used:
@@ -142,7 +142,7 @@ def shift(table: pd.DataFrame) -> Figure | None:
     return Figure(
         "shift",
         "How large is the shift, and against what?",
-        "The black point is the published measure; each blue one changes a single choice, and the orange one is the same texts without their pictures. "
+        "The black point is the default; each blue one changes a single choice (the published measure takes all queries), and the orange one is the same texts without their pictures. "
         "Read it against the grey triangles, where one curve is turned by some blocks: a shift that is not below them says nothing about the two curves.",
         "Dot chart of the attention shift under several choices of measure, on texts without pictures, and of its null, with 95 % intervals.",
         Chart([panel], f"{count}; whiskers: {LEVEL}; triangles: mean of each turn; few blocks make any correlation coarse", columns=1, height=0.9 + 0.27 * len(names)),

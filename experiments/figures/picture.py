@@ -29,6 +29,10 @@ def draw_picture(chart: Chart) -> Figure:
             _draw_panel(axis, panel)
         for axis in axes[len(chart.panels) :]:
             axis.set_visible(False)
+        if chart.shared_y:
+            for i, axis in enumerate(axes):
+                if i % columns:
+                    axis.set_ylabel("")
         figure.supxlabel(chart.note, x=0.01, ha="left", fontsize=FONT_SIZE - 1.5, color=SOFT)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.07, wspace=0.04, hspace=0.06)
     return figure
@@ -117,7 +121,9 @@ def _draw_areas(axis, areas: Areas) -> None:
         top = base + np.nan_to_num(np.asarray(heights, float))
         axis.fill_between(x, base, top, color=areas.looks[name].colour, alpha=0.82, linewidth=0, zorder=2)
         axis.plot(x, top, color=PAPER, linewidth=1.2, zorder=3)
-        at = int(np.argmax(top - base))
+        at, middle = int(np.argmax(top - base)), len(x) // 2
+        if (top - base)[middle] > 0.7 * (top - base)[at]:
+            at = middle
         if (top - base)[at] > 0.07:
             side = "left" if at == 0 else "right" if at == len(x) - 1 else "center"
             axis.annotate(
