@@ -164,6 +164,8 @@ def _line(error: Exception) -> str | None:
         return "stopped"
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename is not None:
         return f"{str(error.filename)!r} cannot be used ({error.strerror}): choose another place"
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{str(error.filename)!r} is not there: correct the path"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk ({error.filename or 'temporary folder'}): free some space and try again"
     return None

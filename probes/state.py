@@ -28,7 +28,9 @@ def check_probes(probes: Sequence) -> list:
         missing = [what for what in ("name", "sites", "attach", "update", "compute") if not hasattr(probe, what)]
         if missing or not isinstance(probe, Metric):
             lacks = f"lacks {', '.join(missing)}" if missing else "is no torchmetrics.Metric"
-            raise UserError(f"{type(probe).__name__} is not a probe ({lacks}): derive it from chiasm.probes.probe.Probe")
+            raise UserError(
+                f"{type(probe).__name__} is not a probe ({lacks}): derive it from chiasm.probes.probe.Probe"
+            )
     names = [probe.name for probe in probes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -238,6 +238,9 @@ def test_every_command_takes_the_shared_options(chiasm, command, monkeypatch):
         (["measure", "--limit", "0"], ["0", "at least 1"]),
         (["measure", "--limit", "-3"], ["-3"]),
         (["run", "nope"], ["'nope'", "alignment", "forgetting"]),
+        (["run", "alignment", "--limit", "0"], ["--limit 0"]),
+        (["organism", "verify", "--folder", "nope"], ["nope"]),
+        (["organism", "grow", "--recipe", "nope.json"], ["nope.json"]),
         (["generate", "--max-new-tokens", "0"], ["--max-new-tokens", "0"]),
         (["generate", "nope.png"], ["nope.png"]),
         (["measure", "--resume", "nope"], ["'nope'", "chiasm runs"]),
@@ -246,7 +249,9 @@ def test_every_command_takes_the_shared_options(chiasm, command, monkeypatch):
     ],
 )
 def test_arguments(refused, arguments, words, model):
-    line = refused(*arguments, *(["-m", model, "-p", PROBE] if "--limit" in arguments else []))
+    line = refused(
+        *arguments, *(["-m", model, "-p", PROBE] if "--limit" in arguments and "measure" in arguments else [])
+    )
     assert all(word in line for word in words), line
 
 
@@ -509,6 +514,7 @@ def test_a_full_disk(refused, chiasm, model, photos, monkeypatch, tmp_path):
         PermissionError(13, "Permission denied", "/somewhere"),
         OSError(28, "No space left on device"),
         NotADirectoryError(20, "Not a directory", "a/b"),
+        FileNotFoundError(2, "No such file or directory", "a/card.json"),
     ],
 )
 def test_errors_of_the_system_that_a_user_can_put_right(refused, monkeypatch, error):
