@@ -48,7 +48,13 @@ def study(
     """`run` for a given series of stages, with what the report needs."""
     samples = framed_scenes(limit or 100, seed) if data is None or data == "scenes" else data
     asked = seeing_questions(questions, seed=seed)
-    config = {"stages": [stage.name for stage in series.stages], "limit": limit, "seed": seed, "questions": questions, "growth": series.growth}
+    config = {
+        "stages": [stage.name for stage in series.stages],
+        "limit": limit,
+        "seed": seed,
+        "questions": questions,
+        "growth": series.growth,
+    }
     scores, curves, skill = [], [], []
     with Run.create("alignment", config, root) as kept:
         for stage in series.stages:
@@ -63,7 +69,11 @@ def study(
             curves.append(chosen[["variant", "layer", "mean", "low", "high", "n"]].assign(stage=stage.name))
             skill += skill_rows(stage, score(vlm, asked))
             kept.log(f"{stage.name}: skill {skill[-1]['mean']:.3f}")
-        tables = {"scores": pd.DataFrame(scores), "skill": pd.DataFrame(skill), "curves": pd.concat(curves, ignore_index=True)}
+        tables = {
+            "scores": pd.DataFrame(scores),
+            "skill": pd.DataFrame(skill),
+            "curves": pd.concat(curves, ignore_index=True),
+        }
         tables["correlations"] = correlations(tables["scores"], tables["skill"], seed)
         for name, table in tables.items():
             kept.table(name, table)
@@ -80,7 +90,15 @@ def study(
         f"The IMA score against the share of questions about pictures answered right, over {series.told}; n = {n} models. The score is the "
         "same-layer cosine of average-pooled tokens, mean over all layers and the final norm.",
     )
-    return Study("Alignment across layers and checkpoints", kept.path, intro, found(tables["correlations"]), claims(tables["correlations"]), drawn, tables)
+    return Study(
+        "Alignment across layers and checkpoints",
+        kept.path,
+        intro,
+        found(tables["correlations"]),
+        claims(tables["correlations"]),
+        drawn,
+        tables,
+    )
 
 
 def _scores(table: pd.DataFrame, stage) -> list[dict]:
@@ -113,10 +131,14 @@ def found(table: pd.DataFrame) -> list[str]:
     if partial["n"]:
         sentences.append(f"The same (raw) given the training step, which both follow: {told(partial)}")
     else:
-        sentences.append("Given the training step: not computed, the shipped models are not points of one training curve.")
+        sentences.append(
+            "Given the training step: not computed, the shipped models are not points of one training curve."
+        )
     n = int(table["n"].max())
     if n < 12:
-        sentences.append(f"With n = {n} models no claim is made: even a perfect order has a permutation p no smaller than {smallest_p(n)}.")
+        sentences.append(
+            f"With n = {n} models no claim is made: even a perfect order has a permutation p no smaller than {smallest_p(n)}."
+        )
     return sentences
 
 
@@ -147,5 +169,9 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         enough = row["n"] >= 12 and math.isfinite(row["value"])
         holds = None if not enough or (row["low"] <= 0 <= row["high"]) else bool(row["low"] > 0)
         source = "arXiv 2405.16700, figure 9" if given == "nothing" and variant == "raw" else "our control"
-        rows.append(Claim(what, source, f"{name}: {told(row)}" + ("" if row["n"] >= 12 else " Too few models to decide."), holds))
+        rows.append(
+            Claim(
+                what, source, f"{name}: {told(row)}" + ("" if row["n"] >= 12 else " Too few models to decide."), holds
+            )
+        )
     return rows

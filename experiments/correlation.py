@@ -65,7 +65,9 @@ def correlate(x, y, z=None, *, seed: int = 0) -> Correlation:
     resampled = statistic(*[column[chosen] for column in columns])
     resampled = resampled[np.isfinite(resampled)]
     low, high = np.quantile(resampled, [0.025, 0.975]) if len(resampled) else (math.nan, math.nan)
-    orders = np.array(list(permutations(range(n)))) if n <= 7 else np.stack([rng.permutation(n) for _ in range(RESAMPLES)])
+    orders = (
+        np.array(list(permutations(range(n)))) if n <= 7 else np.stack([rng.permutation(n) for _ in range(RESAMPLES)])
+    )
     if z is None:
         null = spearman(columns[0], columns[1][orders])
     else:

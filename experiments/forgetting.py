@@ -48,7 +48,13 @@ def study(
     samples = framed_scenes(limit or 100, seed) if data is None or data == "scenes" else data
     asked = text_questions(questions, seed=seed)
     stages = [base_stage(), *[stage for stage in series.stages if stage.name != "lm"]]
-    config = {"stages": [stage.name for stage in stages], "limit": limit, "seed": seed, "questions": questions, "growth": series.growth}
+    config = {
+        "stages": [stage.name for stage in stages],
+        "limit": limit,
+        "seed": seed,
+        "questions": questions,
+        "growth": series.growth,
+    }
     shifts, curves, skill, drops, base = [], [], [], [], None
     with Run.create("forgetting", config, root) as kept:
         for stage in stages:
@@ -66,7 +72,12 @@ def study(
             skill += skill_rows(stage, right)
             drops.append({"stage": stage.name, "step": stage.step, **drop(base, right, seed)})
             kept.log(f"{stage.name}: text skill {skill[-1]['mean']:.3f}")
-        tables = {"shifts": pd.DataFrame(shifts), "drops": pd.DataFrame(drops), "skill": pd.DataFrame(skill), "curves": pd.concat(curves, ignore_index=True)}
+        tables = {
+            "shifts": pd.DataFrame(shifts),
+            "drops": pd.DataFrame(drops),
+            "skill": pd.DataFrame(skill),
+            "curves": pd.concat(curves, ignore_index=True),
+        }
         tables["correlations"] = correlations(tables["shifts"], tables["drops"], seed)
         for name, table in tables.items():
             kept.table(name, table)
@@ -125,7 +136,9 @@ def found(tables: dict[str, pd.DataFrame]) -> list[str]:
     )
     n = len(lost)
     if n < 20:
-        sentences.append(f"With n = {n} models nothing is claimed of the correlation; the smallest p that a perfect order can have is {smallest_p(n)}.")
+        sentences.append(
+            f"With n = {n} models nothing is claimed of the correlation; the smallest p that a perfect order can have is {smallest_p(n)}."
+        )
     return sentences
 
 
@@ -135,4 +148,11 @@ def claims(table: pd.DataFrame) -> list[Claim]:
     enough = row["n"] >= 12 and math.isfinite(row["value"])
     holds = None if not enough or row["low"] <= 0 <= row["high"] else bool(row["low"] > 0)
     here = told(row) + ("" if row["n"] >= 12 else " Too few models to decide.")
-    return [Claim("Models with a larger attention shift lose more text-only skill", "arXiv 2406.03496, over 100 models", here, holds)]
+    return [
+        Claim(
+            "Models with a larger attention shift lose more text-only skill",
+            "arXiv 2406.03496, over 100 models",
+            here,
+            holds,
+        )
+    ]

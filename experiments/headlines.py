@@ -18,8 +18,14 @@ def alignment_cards(table: pd.DataFrame) -> list[Card]:
     score = _one(table, quantity="ima_same_layer", pooling="avg", variant="raw")
     centred = _one(table, quantity="ima_same_layer", pooling="avg", variant="centred_both")
     if score is not None:
-        more = f" Centred: {number(centred['mean'])} ({number(centred['low'])} to {number(centred['high'])})." if centred is not None else ""
-        cards.append(_card("IMA score (same layer)", score, f"Cosine of pooled picture and text tokens, mean over layers.{more}"))
+        more = (
+            f" Centred: {number(centred['mean'])} ({number(centred['low'])} to {number(centred['high'])})."
+            if centred is not None
+            else ""
+        )
+        cards.append(
+            _card("IMA score (same layer)", score, f"Cosine of pooled picture and text tokens, mean over layers.{more}")
+        )
     last = _last(table)
     semantic = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=last)
     before = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=0)
@@ -40,11 +46,19 @@ def alignment_claims(table: pd.DataFrame) -> list[Claim]:
     claims = []
     last = _last(table)
     across = _curve(table, quantity="similarity", pair="P-T", pooling="avg", variant="raw")
-    within = {pair: _curve(table, quantity="similarity", pair=pair, pooling="avg", variant="raw") for pair in ("p-p", "t-t")}
+    within = {
+        pair: _curve(table, quantity="similarity", pair=pair, pooling="avg", variant="raw") for pair in ("p-p", "t-t")
+    }
     if len(across) and all(len(rows) for rows in within.values()):
         layers = across.index
-        apart = [all(rows["low"].get(layer, math.nan) > across["high"][layer] for rows in within.values()) for layer in layers]
-        touching = [any(rows["high"].get(layer, math.nan) < across["low"][layer] for rows in within.values()) for layer in layers]
+        apart = [
+            all(rows["low"].get(layer, math.nan) > across["high"][layer] for rows in within.values())
+            for layer in layers
+        ]
+        touching = [
+            any(rows["high"].get(layer, math.nan) < across["low"][layer] for rows in within.values())
+            for layer in layers
+        ]
         holds = True if all(apart) else False if any(touching) else None
         claims.append(
             Claim("Pictures and texts stay in separate narrow cones at every layer", f"{IMA}, figure 2",
@@ -65,7 +79,9 @@ def alignment_claims(table: pd.DataFrame) -> list[Claim]:
         picture, text = (norm[pair].loc[0] for pair in ("P", "T"))
         holds = True if picture["low"] > text["high"] else False if picture["high"] < text["low"] else None
         here = f"median token norm at the input: pictures {number(picture['mean'])} [{_span(picture)}], texts {number(text['mean'])} [{_span(text)}] (n = {int(picture['n'])})."
-        claims.append(Claim("Visual tokens enter with much larger norms than text tokens", f"{IMA}, figure 3", here, holds))
+        claims.append(
+            Claim("Visual tokens enter with much larger norms than text tokens", f"{IMA}, figure 3", here, holds)
+        )
     semantic = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=0)
     if semantic is not None and _finite(semantic["low"]):
         holds = True if semantic["low"] > 0 else False if semantic["high"] < 0 else None
@@ -73,7 +89,14 @@ def alignment_claims(table: pd.DataFrame) -> list[Claim]:
             f"own minus others’ text at the input, centred: {number(semantic['mean'])} [{_span(semantic)}], n = {int(semantic['n'])}. Decided there, since "
             "behind the first block attention carries a picture into its own text in any model, trained or not."
         )
-        claims.append(Claim("The alignment is about the content: a picture enters nearer to its own text", "our control", here, holds))
+        claims.append(
+            Claim(
+                "The alignment is about the content: a picture enters nearer to its own text",
+                "our control",
+                here,
+                holds,
+            )
+        )
     return claims
 
 
@@ -92,18 +115,33 @@ def attention_cards(table: pd.DataFrame) -> list[Card]:
         text = _one(table, quantity="shift", run="text", **plain)
         more = f" Same texts without pictures: {number(text['mean'])}." if text is not None else ""
         p = f" p = {shift['p']:.2g} against turned curves." if _finite(shift.get("p")) else ""
-        cards.append(_card("Attention shift", shift, f"1 − Pearson ρ of attention to the text before and after, over blocks; 0 together, 1 unrelated.{more}{p}"))
+        cards.append(
+            _card(
+                "Attention shift",
+                shift,
+                f"1 − Pearson ρ of attention to the text before and after, over blocks; 0 together, 1 unrelated.{more}{p}",
+            )
+        )
     return cards
 
 
 def attention_claims(table: pd.DataFrame) -> list[Claim]:
     """What one model can say of the shift: whether the picture's presence changes it."""
-    row = _one(table, quantity="difference", version="raw", queries="post", comparator="pearson", order="per_sample_then_mean")
+    row = _one(
+        table, quantity="difference", version="raw", queries="post", comparator="pearson", order="per_sample_then_mean"
+    )
     if row is None or not _finite(row["low"]):
         return []
     holds = True if row["low"] > 0 else False if row["high"] < 0 else None
     here = f"shift with the picture minus shift of the same texts without, paired: {number(row['mean'])} [{_span(row)}], n = {int(row['n'])}."
-    return [Claim("A picture in the middle makes attention to the two texts drift apart", "arXiv 2406.03496; contrast ours", here, holds)]
+    return [
+        Claim(
+            "A picture in the middle makes attention to the two texts drift apart",
+            "arXiv 2406.03496; contrast ours",
+            here,
+            holds,
+        )
+    ]
 
 
 CARDS = {"implicit_alignment": alignment_cards, "attention_shift": attention_cards}

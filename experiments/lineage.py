@@ -65,7 +65,11 @@ def lineage(growth: str | Path | None = None) -> Lineage:
     steps = growth_steps(folder) if folder.is_dir() else []
     if len(steps) >= ENOUGH:
         stages = [Stage(f"step {step}", step, lambda step=step: load_growth(folder, step)) for step in steps]
-        return Lineage(stages, True, f"{len(steps)} checkpoints of the organism's growth: projector alone, then projector and decoder")
+        return Lineage(
+            stages,
+            True,
+            f"{len(steps)} checkpoints of the organism's growth: projector alone, then projector and decoder",
+        )
     if growth is not None:
         raise UserError(
             f"growth series {str(growth)!r} has {len(steps)} checkpoints, {ENOUGH} are needed: grow one with `chiasm organism grow`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -77,16 +78,33 @@ def report(
         if one.name not in known:
             known.add(one.name)
             instruments.append(one)
-    config = {"model": vlm.name, "data": described, "limit": limit, "seed": seed, "batch_size": batch_size, "probes": sorted(known)}
+    config = {
+        "model": vlm.name,
+        "data": described,
+        "limit": limit,
+        "seed": seed,
+        "batch_size": batch_size,
+        "probes": sorted(known),
+    }
     with Run.create("report", config, out) as run:
         logger.info(f"measuring {vlm.name} on {described}")
         result = measure(
-            vlm, samples, instruments, run=run, batch_size=batch_size, limit=limit, strict=strict, progress=progress, seed=seed
+            vlm,
+            samples,
+            instruments,
+            run=run,
+            batch_size=batch_size,
+            limit=limit,
+            strict=strict,
+            progress=progress,
+            seed=seed,
         )
         sections = [_section(probe, result, run) for probe in instruments]
         shown = examples(vlm, _first_good(samples, limit))
         studies = _studies(vlm, seed, limit, out, device, dtype)
-        page = _page(vlm, described, result, run, sections, shown, studies, time.monotonic() - began, batch_size, interactive)
+        page = _page(
+            vlm, described, result, run, sections, shown, studies, time.monotonic() - began, batch_size, interactive
+        )
         (run.path / PAGE).write_text(write_page(page), encoding="utf-8")
         run.log(f"page written after {time.monotonic() - began:.0f} s")
     return run.path / PAGE
@@ -113,7 +131,9 @@ def _samples(data, limit: int | None, seed: int):
         raise UserError(f"limit {limit} must be at least 1, or left out to read everything")
     if data is None or data == "scenes":
         n = limit or SCENES
-        return framed_scenes(n, seed), f"{n} rendered scenes of the test split, described at length, text before and behind the picture"
+        return framed_scenes(
+            n, seed
+        ), f"{n} rendered scenes of the test split, described at length, text before and behind the picture"
     if isinstance(data, str | Path):
         from .options import open_samples
 
@@ -148,7 +168,9 @@ def _section(probe, result: Measurement, run: Run) -> Section:
         figures.append(_kept(own, section, run, probe.name))
     elif not figures:
         tables.append(shown_table(f"Table of probe {probe.name}", table))
-    intro = INTROS.get(probe.name) or tuple(line for line in [(type(probe).__doc__ or "").strip().split("\n\n")[0]] if line)
+    intro = INTROS.get(probe.name) or tuple(
+        line for line in [(type(probe).__doc__ or "").strip().split("\n\n")[0]] if line
+    )
     return Section(section, TITLES.get(probe.name, probe.name), intro, figures, tables)
 
 
@@ -165,7 +187,13 @@ def _studies(vlm, seed: int, limit: int | None, out, device, dtype) -> list[Stud
     from . import alignment, forgetting
 
     series = lineage()
-    some = {"device": device, "dtype": dtype, "seed": seed, "root": out, "limit": None if limit is None else max(8, limit // 2)}
+    some = {
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+        "root": out,
+        "limit": None if limit is None else max(8, limit // 2),
+    }
     if limit is not None:
         some["questions"] = max(8, min(60, limit // 2))
     studies = []
@@ -206,7 +234,9 @@ def _page(vlm, described, result, run, sections, shown, studies, seconds, batch_
         ("Command", run.manifest["command"]),
     ]  # fmt: skip
     every = [*sections, *[_study_section(study) for study in studies]]
-    live = interactive and any(figure.data for section in every for figure in section.figures)
+    if not interactive:
+        every = [replace(one, figures=[replace(figure, data="") for figure in one.figures]) for one in every]
+    live = any(figure.data for section in every for figure in section.figures)
     return Page(
         title=f"Where vision meets language in {vlm.name}",
         lead=f"{result.n:,} samples, {len(result.tables)} {'probe' if len(result.tables) == 1 else 'probes'} in one pass, {datetime.now(UTC):%d %B %Y}. Every number has its n and a 95 % interval.",
@@ -229,26 +259,35 @@ def limits(vlm, result: Measurement, studies: Sequence[Study]) -> list[str]:
     """What was not run and what these numbers cannot say."""
     notes = []
     if str(vlm.device).startswith("cpu"):
-        notes.append("Not run here: any GPU, half precision, several devices. Numbers are of this machine's CPU in the type named above.")
+        notes.append(
+            "Not run here: any GPU, half precision, several devices. Numbers are of this machine's CPU in the type named above."
+        )
     if is_organism(vlm):
         notes.append(
             f"Not run here: large checkpoints. The bundled model has {vlm.n_parameters / 1e6:.1f} M parameters, was trained on rendered scenes "
             "only, and is a test case with known truth; what holds for it need not hold for a model people use, nor the reverse."
         )
     else:
-        notes.append("Not run here: the experiments on alignment across checkpoints and on forgetting, which need the stages of one model and are about the bundled family.")
+        notes.append(
+            "Not run here: the experiments on alignment across checkpoints and on forgetting, which need the stages of one model and are about the bundled family."
+        )
     notes.append(
         "Intervals tell of other samples from the same source, not of other models, seeds or prompts. Verdicts are not corrected for there being several; "
         "treat a single one as a hint."
     )
     if not vlm.anatomy.image_in_sequence:
-        notes.append("Not applicable: attention shift. This model's pictures enter by cross-attention, so no text is before or behind them.")
+        notes.append(
+            "Not applicable: attention shift. This model's pictures enter by cross-attention, so no text is before or behind them."
+        )
     for study in studies:
         n = len(next(iter(study.tables.values()))["stage"].unique())
         if n < 12:
-            notes.append(f"{study.title}: n = {n} models. No correlation over so few decides anything, and none is claimed.")
+            notes.append(
+                f"{study.title}: n = {n} models. No correlation over so few decides anything, and none is claimed."
+            )
     if result.n < 100:
-        notes.append(f"Only n = {result.n} samples were measured: intervals are wide, and the permutation tests weak. Give a larger --limit.")
+        notes.append(
+            f"Only n = {result.n} samples were measured: intervals are wide, and the permutation tests weak. Give a larger --limit."
+        )
     notes.append("Numbers reported in papers are not shown beside these: other models, other data.")
     return notes
-

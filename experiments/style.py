@@ -20,7 +20,15 @@ FONT_SIZE = 10.0
 WIDTH, PANEL_HEIGHT, DPI = 7.6, 2.9, 200
 """Inches, inches, and pixels an inch of the PNG files (twice what a screen shows)."""
 
-_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x"}
+_MARKERS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+}
 _DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 
 
@@ -60,7 +68,12 @@ LOOKS: tuple[Look, ...] = (
 )
 """For series without a meaning of their own, in this order."""
 
-PICTURE, TEXT, BOTH, NULL = Look(BLUE, "o", "-"), Look(VERMILION, "s", "--"), Look(BLACK, "D", "-"), Look(GREY, "", ":", 1.3)
+PICTURE, TEXT, BOTH, NULL = (
+    Look(BLUE, "o", "-"),
+    Look(VERMILION, "s", "--"),
+    Look(BLACK, "D", "-"),
+    Look(GREY, "", ":", 1.3),
+)
 """The picture's side, the text's side, something between the two, and what a baseline or null model gives."""
 
 SEGMENTS: dict[str, Look] = {

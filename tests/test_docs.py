@@ -78,7 +78,9 @@ def test_the_command_of_the_page_runs_it(travel, vlm, tmp_path, monkeypatch, cap
     assert "chiasm measure --probe travel.py:Travel" in PAGE.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["measure", "--probe", "travel.py:Travel", "--model", str(model), "--data", str(photos), "--device", "cpu"])
+        cli.main(
+            ["measure", "--probe", "travel.py:Travel", "--model", str(model), "--data", str(photos), "--device", "cpu"]
+        )
     assert ended.value.code == 0, capsys.readouterr().err
     (run,) = list_runs("runs")
     kept = pd.read_parquet(run.path / "tables" / "travel.parquet")

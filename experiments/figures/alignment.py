@@ -24,7 +24,11 @@ def scatter(scores: pd.DataFrame, skill: pd.DataFrame, correlations: pd.DataFram
     for variant, name, look in VARIANTS[:2]:
         rows = pick(scores, variant=variant, score="ima_same_layer").set_index("stage").loc[list(seen.index)]
         found = pick(correlations, variant=variant, score="ima_same_layer", given="nothing").iloc[0]
-        told = f"ρ = {found['value']:.2f}, n = {int(found['n'])}" if found["value"] == found["value"] else f"ρ undefined, n = {int(found['n'])}"
+        told = (
+            f"ρ = {found['value']:.2f}, n = {int(found['n'])}"
+            if found["value"] == found["value"]
+            else f"ρ undefined, n = {int(found['n'])}"
+        )
         names = list(seen.index)
         texts = names if len(names) <= MANY else [names[0], *[""] * (len(names) - 2), names[-1]]
         panels.append(
@@ -42,7 +46,12 @@ def scatter(scores: pd.DataFrame, skill: pd.DataFrame, correlations: pd.DataFram
         "panel that is gone in the centred one is a drift of the common mean, and two quantities that both grow with training correlate "
         "without any link: see the partial correlation below.",
         "Scatter plots of the IMA score of each stage, raw and centred, against its share of questions about pictures answered right.",
-        Chart(panels, f"{len(seen)} models; skill: n = {n} questions each; whiskers: 95 % intervals", shared_y=True, height=3.1),
+        Chart(
+            panels,
+            f"{len(seen)} models; skill: n = {n} questions each; whiskers: 95 % intervals",
+            shared_y=True,
+            height=3.1,
+        ),
     )
 
 
@@ -59,12 +68,26 @@ def growth(scores: pd.DataFrame, skill: pd.DataFrame) -> Figure:
     for variant, name, look in VARIANTS:
         rows = pick(scores, variant=variant, score="ima_same_layer").set_index("stage").loc[order]
         lines.append(Line(x, rows["mean"].tolist(), name, look, rows["low"].tolist(), rows["high"].tolist()))
-    looks = (Look(BLACK, "D", "-", 2.4), Look(BLUE, "o", "-"), Look(VERMILION, "s", "--"), Look(ORANGE, "P", ":"), LOOKS[3])
+    looks = (
+        Look(BLACK, "D", "-", 2.4),
+        Look(BLUE, "o", "-"),
+        Look(VERMILION, "s", "--"),
+        Look(ORANGE, "P", ":"),
+        LOOKS[3],
+    )
     kinds = [("all", "all"), *[(kind, kind) for kind in skill["kind"].unique() if kind != "all"]]
     right = []
     for (kind, name), look in zip(kinds, looks, strict=False):
         rows = pick(skill, kind=kind).set_index("stage").loc[order]
-        right.append(Line(x, rows["mean"].tolist(), name, look, *((rows["low"].tolist(), rows["high"].tolist()) if kind == "all" else (None, None))))
+        right.append(
+            Line(
+                x,
+                rows["mean"].tolist(),
+                name,
+                look,
+                *((rows["low"].tolist(), rows["high"].tolist()) if kind == "all" else (None, None)),
+            )
+        )
     panels = [
         Panel("IMA score", label, "cosine, mean over layers", lines, level=(0, ""), x_ticks=ticks),
         Panel("Skill of seeing", label, "share right", right, y_limits=(-0.03, 1.05), x_ticks=ticks),
@@ -75,7 +98,11 @@ def growth(scores: pd.DataFrame, skill: pd.DataFrame) -> Figure:
         "Left the alignment score in three versions, right the share of questions about pictures answered right, over the same models. "
         "Look for whether the two change at the same place, not only in the same direction.",
         "Left: IMA scores of the stages in three versions. Right: share of questions about pictures answered right, by kind.",
-        Chart(panels, f"n = {int(seen['n'].max())} questions and {int(scores['n'].max())} scenes a model; bands: 95 % intervals", height=3.1),
+        Chart(
+            panels,
+            f"n = {int(seen['n'].max())} questions and {int(scores['n'].max())} scenes a model; bands: 95 % intervals",
+            height=3.1,
+        ),
     )
 
 
@@ -88,8 +115,19 @@ def layers(curves: pd.DataFrame) -> Figure:
         lines = []
         for i, stage in enumerate(chosen):
             rows = pick(curves, stage=stage, variant=variant).sort_values("layer")
-            lines.append(Line(rows["layer"].astype(int).tolist(), rows["mean"].tolist(), stage, LOOKS[i], rows["low"].tolist(), rows["high"].tolist()))
-        panels.append(Panel(name.capitalize(), "layer (0: input, last: final norm)", "cosine similarity", lines, level=(0, "")))
+            lines.append(
+                Line(
+                    rows["layer"].astype(int).tolist(),
+                    rows["mean"].tolist(),
+                    stage,
+                    LOOKS[i],
+                    rows["low"].tolist(),
+                    rows["high"].tolist(),
+                )
+            )
+        panels.append(
+            Panel(name.capitalize(), "layer (0: input, last: final norm)", "cosine similarity", lines, level=(0, ""))
+        )
     return Figure(
         "layers",
         "Where in depth does alignment grow?",

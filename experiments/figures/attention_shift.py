@@ -34,7 +34,13 @@ def shift_row(table: pd.DataFrame, *, text_only: bool = False) -> dict:
 
 
 def _shift(table: pd.DataFrame, **where) -> pd.DataFrame:
-    default = {"run": "vlm", "version": "raw", "queries": "post", "comparator": "pearson", "order": "per_sample_then_mean"}
+    default = {
+        "run": "vlm",
+        "version": "raw",
+        "queries": "post",
+        "comparator": "pearson",
+        "order": "per_sample_then_mean",
+    }
     rows = pick(table, **{"quantity": "shift", **default, **where})
     return rows[rows["mean"].astype(float).notna()]
 
@@ -49,13 +55,21 @@ def segments(table: pd.DataFrame) -> Figure | None:
     layers = sorted(rows["layer"].astype(int).unique())
 
     def heights(chosen: pd.DataFrame) -> dict[str, list[float]]:
-        wide = chosen.assign(layer=chosen["layer"].astype(int)).pivot_table(index="layer", columns="segment", values="mean", observed=True)
+        wide = chosen.assign(layer=chosen["layer"].astype(int)).pivot_table(
+            index="layer", columns="segment", values="mean", observed=True
+        )
         return {name: wide[name].reindex(layers).fillna(0).tolist() for name in present if name in wide}
 
     lines = [line for name in present for line in curve(rows[rows["segment"] == name], name, SEGMENTS[name])]
     panels = [
         Panel("All of attention, stacked", BLOCK, MASS, [Areas(layers, heights(rows), SEGMENTS)], y_limits=(0, 1)),
-        Panel("The same, each with its interval", BLOCK, MASS, lines, y_limits=(0, max(0.05, *(v for line in lines for v in line.high or line.y)) * 1.06)),
+        Panel(
+            "The same, each with its interval",
+            BLOCK,
+            MASS,
+            lines,
+            y_limits=(0, max(0.05, *(v for line in lines for v in line.high or line.y)) * 1.06),
+        ),
     ]
     return Figure(
         "segments",
@@ -120,7 +134,9 @@ def shift(table: pd.DataFrame) -> Figure | None:
     """The shift with one choice changed at a time, the text-only contrast, and the null of turned curves."""
     names, marks, used = [], [], []
     null = pick(table, quantity="null_circular", run="vlm", queries="post")
-    shown = [(name, _shift(table, **where)) for name, where in CHOICES] + [("null: one curve turned", null[null["mean"].astype(float).notna()])]
+    shown = [(name, _shift(table, **where)) for name, where in CHOICES] + [
+        ("null: one curve turned", null[null["mean"].astype(float).notna()])
+    ]
     for name, rows in reversed(shown):
         if rows.empty:
             continue
@@ -129,7 +145,13 @@ def shift(table: pd.DataFrame) -> Figure | None:
         if name.startswith("null"):
             marks.append(Points(rows["mean"].tolist(), [place] * len(rows), "", Look(GREY, "v", ":")))
             continue
-        look = Look(ORANGE, "s", "-") if name.startswith("same") else Look(BLACK, "D", "-") if name.startswith("default") else Look(BLUE, "o", "-")
+        look = (
+            Look(ORANGE, "s", "-")
+            if name.startswith("same")
+            else Look(BLACK, "D", "-")
+            if name.startswith("default")
+            else Look(BLUE, "o", "-")
+        )
         marks.append(Points(rows["mean"].tolist(), [place], "", look, rows["low"].tolist(), rows["high"].tolist()))
         used.append(rows)
     if not used:
@@ -145,7 +167,12 @@ def shift(table: pd.DataFrame) -> Figure | None:
         "The black point is the default; each blue one changes a single choice (the published measure takes all queries), and the orange one is the same texts without their pictures. "
         "Read it against the grey triangles, where one curve is turned by some blocks: a shift that is not below them says nothing about the two curves.",
         "Dot chart of the attention shift under several choices of measure, on texts without pictures, and of its null, with 95 % intervals.",
-        Chart([panel], f"{count}; whiskers: {LEVEL}; triangles: mean of each turn; few blocks make any correlation coarse", columns=1, height=0.9 + 0.27 * len(names)),
+        Chart(
+            [panel],
+            f"{count}; whiskers: {LEVEL}; triangles: mean of each turn; few blocks make any correlation coarse",
+            columns=1,
+            height=0.9 + 0.27 * len(names),
+        ),
     )
 
 
@@ -155,8 +182,16 @@ def heads(table: pd.DataFrame) -> Figure | None:
     rows = rows[rows["head"].notna() & rows["mean"].astype(float).notna()] if "head" in rows else rows.iloc[:0]
     if rows.empty:
         return None
-    wide = rows.assign(layer=rows["layer"].astype(int), head=rows["head"].astype(int)).pivot_table(index="head", columns="layer", values="mean")
-    heat = Heat(wide.to_numpy().tolist(), [str(h) for h in wide.index], [str(la) for la in wide.columns], MASS, (0.0, max(0.05, float(wide.to_numpy().max()))))
+    wide = rows.assign(layer=rows["layer"].astype(int), head=rows["head"].astype(int)).pivot_table(
+        index="head", columns="layer", values="mean"
+    )
+    heat = Heat(
+        wide.to_numpy().tolist(),
+        [str(h) for h in wide.index],
+        [str(la) for la in wide.columns],
+        MASS,
+        (0.0, max(0.05, float(wide.to_numpy().max()))),
+    )
     panel = Panel("Attention on the picture, by head", BLOCK, "head", [heat])
     return Figure(
         "heads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..style import Look
 
@@ -83,9 +84,17 @@ class Panel:
         values: list[float] = [] if self.level is None else [self.level[0]]
         for mark in self.marks:
             if isinstance(mark, Line):
-                values += [*mark.y, *(mark.low if mark.low is not None else ()), *(mark.high if mark.high is not None else ())]
+                values += [
+                    *mark.y,
+                    *(mark.low if mark.low is not None else ()),
+                    *(mark.high if mark.high is not None else ()),
+                ]
             elif isinstance(mark, Points):
-                values += [*mark.y, *(mark.y_low if mark.y_low is not None else ()), *(mark.y_high if mark.y_high is not None else ())]
+                values += [
+                    *mark.y,
+                    *(mark.y_low if mark.y_low is not None else ()),
+                    *(mark.y_high if mark.y_high is not None else ()),
+                ]
             elif isinstance(mark, Areas):
                 values += [0.0, 1.0]
         return with_room(values, logarithmic=self.logarithmic)
@@ -132,7 +141,7 @@ def spread(places: Sequence[float], low: float, high: float, gap: float) -> list
     moved = list(places)
     for pushing in range(60):
         done = True
-        for a, b in zip(order, order[1:], strict=False):
+        for a, b in pairwise(order):
             lack = gap - (moved[b] - moved[a])
             if lack > gap * 1e-3:
                 moved[a], moved[b], done = moved[a] - lack / 2, moved[b] + lack / 2, False

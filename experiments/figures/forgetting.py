@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..style import BLUE, BLACK, SEGMENTS, VERMILION, Look
+from ..style import BLACK, BLUE, SEGMENTS, VERMILION, Look
 from .chart import Chart, Figure, Line, Panel, Points
 from .rows import pick
 
 MANY = 8
-READ = (("picture", "With pictures", Look(BLUE, "o", "-")), ("text_only", "Same texts, no pictures", Look(VERMILION, "s", "--")))
+READ = (
+    ("picture", "With pictures", Look(BLUE, "o", "-")),
+    ("text_only", "Same texts, no pictures", Look(VERMILION, "s", "--")),
+)
 
 
 def scatter(shifts: pd.DataFrame, drops: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
@@ -49,10 +52,26 @@ def stages(shifts: pd.DataFrame, drops: pd.DataFrame) -> Figure:
     ticks = None if grown else (x, names)
     label = "training step" if grown else "model"
     lines = []
-    for read, title, look in READ:
+    for read, _, look in READ:
         rows = pick(shifts, read=read).set_index("stage").loc[names]
-        lines.append(Line(x, rows["mean"].tolist(), "with pictures" if read == "picture" else "text only", look, rows["low"].tolist(), rows["high"].tolist()))
-    down = Line(x, (100 * lost["mean"]).tolist(), "", Look(BLACK, "D", "-"), (100 * lost["low"]).tolist(), (100 * lost["high"]).tolist())
+        lines.append(
+            Line(
+                x,
+                rows["mean"].tolist(),
+                "with pictures" if read == "picture" else "text only",
+                look,
+                rows["low"].tolist(),
+                rows["high"].tolist(),
+            )
+        )
+    down = Line(
+        x,
+        (100 * lost["mean"]).tolist(),
+        "",
+        Look(BLACK, "D", "-"),
+        (100 * lost["low"]).tolist(),
+        (100 * lost["high"]).tolist(),
+    )
     panels = [
         Panel("Attention shift", label, "1 − Pearson ρ", lines, x_ticks=ticks),
         Panel("Text-only drop", label, "points", [down], level=(0, "base model"), x_ticks=ticks),
@@ -76,10 +95,22 @@ def curves(table: pd.DataFrame) -> Figure:
         lines = []
         for segment in ("before", "after"):
             rows = pick(table, stage=name, segment=segment).sort_values("layer")
-            lines.append(Line(rows["layer"].astype(int).tolist(), rows["mean"].tolist(), segment, SEGMENTS[segment], rows["low"].tolist(), rows["high"].tolist()))
+            lines.append(
+                Line(
+                    rows["layer"].astype(int).tolist(),
+                    rows["mean"].tolist(),
+                    segment,
+                    SEGMENTS[segment],
+                    rows["low"].tolist(),
+                    rows["high"].tolist(),
+                )
+            )
         panels.append(Panel(name, "block", "share of attention", lines))
     top = max(panel.y_range()[1] for panel in panels)
-    panels = [Panel(p.title, p.x_label, p.y_label if i % 3 == 0 else "", p.marks, y_limits=(0, top)) for i, p in enumerate(panels)]
+    panels = [
+        Panel(p.title, p.x_label, p.y_label if i % 3 == 0 else "", p.marks, y_limits=(0, top))
+        for i, p in enumerate(panels)
+    ]
     return Figure(
         "before_after_by_stage",
         "Do the texts before and behind the picture keep one course?",
@@ -88,5 +119,3 @@ def curves(table: pd.DataFrame) -> Figure:
         "Small multiples, one a model: attention mass on the text before and after the picture over blocks.",
         Chart(panels, f"n = {int(table['n'].max())} scenes a model; bands: 95 % intervals; queries behind the picture", columns=3, shared_y=True, height=2.3),
     )  # fmt: skip
-
-

@@ -36,9 +36,13 @@ def alignment(table: pd.DataFrame) -> Figure | None:
         ("centred_both", "centred", LOOKS[2]),
         ("without_outliers", "no outliers", Look(PURPLE, "v", ":")),
     )
-    same = [line for key, name, look in versions for line in curve(_similarity(table, pair="P-T", variant=key), name, look)]
+    same = [
+        line for key, name, look in versions for line in curve(_similarity(table, pair="P-T", variant=key), name, look)
+    ]
     anchored = curve(rows, "same layer", BOTH) + curve(
-        pick(table, quantity="anchored", pair="P-T", pooling="avg", variant="raw"), "picture at\nthe input", Look("#0072b2", "s", "--")
+        pick(table, quantity="anchored", pair="P-T", pooling="avg", variant="raw"),
+        "picture at\nthe input",
+        Look("#0072b2", "s", "--"),
     )
     panels = [
         Panel("Picture and text, same layer", LAYER, COSINE, same, level=(0, ""), x_ticks=_ticks(table)),
@@ -52,7 +56,10 @@ def alignment(table: pd.DataFrame) -> Figure | None:
         "on a few sink tokens or huge channels (purple).",
         "Two line charts of picture-text cosine similarity over layers: left the raw, centred and outlier-free versions; right the "
         "same-layer and the input-anchored version.",
-        Chart(panels, samples_note(rows, more="layer 0 is the input of the first block, “norm” the output of the final norm")),
+        Chart(
+            panels,
+            samples_note(rows, more="layer 0 is the input of the first block, “norm” the output of the final norm"),
+        ),
     )
 
 
@@ -65,7 +72,9 @@ def cones(table: pd.DataFrame) -> Figure | None:
     )  # fmt: skip
     for variant, title in (("raw", "Raw"), ("without_outliers", "Without sinks and top channels")):
         lines = [
-            line for pair, name, look in series for line in curve(_similarity(table, pair=pair, variant=variant), name, look)
+            line
+            for pair, name, look in series
+            for line in curve(_similarity(table, pair=pair, variant=variant), name, look)
         ]
         if lines:
             panels.append(Panel(title, LAYER, COSINE, lines, level=(0, ""), x_ticks=_ticks(table)))
@@ -91,7 +100,11 @@ def matching(table: pd.DataFrame) -> Figure | None:
     pairs = curve(matched, "own text", Look(GREEN, "o", "-")) + curve(
         pick(table, quantity="mismatched", **chosen), "others’ text", Look(GREY, "s", "--")
     )
-    versions = (("raw", "raw", BOTH), ("centred_each", "centred", LOOKS[2]), ("without_outliers", "no outliers", Look(PURPLE, "v", ":")))
+    versions = (
+        ("raw", "raw", BOTH),
+        ("centred_each", "centred", LOOKS[2]),
+        ("without_outliers", "no outliers", Look(PURPLE, "v", ":")),
+    )
     gain = [
         line
         for key, name, look in versions
@@ -102,7 +115,9 @@ def matching(table: pd.DataFrame) -> Figure | None:
         panels.append(Panel("Difference", LAYER, "own minus others’", gain, level=(0, ""), x_ticks=_ticks(table)))
     p = pick(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T")
     least = p["p"].dropna() if "p" in p else pd.Series(dtype=float)
-    tested = f"permutation test of the difference (centred): smallest p over layers {least.min():.2g}" if len(least) else ""
+    tested = (
+        f"permutation test of the difference (centred): smallest p over layers {least.min():.2g}" if len(least) else ""
+    )
     return Figure(
         "matching",
         "Is a picture nearer to its own text than to others’?",
@@ -133,10 +148,17 @@ def retrieval(table: pd.DataFrame) -> Figure | None:
             lines += curve(rows, f"top {int(k)}", look)
             if len(rows) and rows["chance"].notna().any():
                 lines.append(
-                    Line(rows["layer"].astype(int).tolist(), rows["chance"].astype(float).tolist(), "", NULL.with_(colour=look.colour))
+                    Line(
+                        rows["layer"].astype(int).tolist(),
+                        rows["chance"].astype(float).tolist(),
+                        "",
+                        NULL.with_(colour=look.colour),
+                    )
                 )
         if lines:
-            panels.append(Panel(title, LAYER, "share found", lines, x_ticks=_ticks(table), y_limits=(-0.02, _top(lines))))
+            panels.append(
+                Panel(title, LAYER, "share found", lines, x_ticks=_ticks(table), y_limits=(-0.02, _top(lines)))
+            )
     if not panels:
         return None
     return Figure(
@@ -146,7 +168,13 @@ def retrieval(table: pd.DataFrame) -> Figure | None:
         "colour is what guessing finds. At the input a curve above its dotted line is the projector’s work; deeper, attention has "
         "carried pictures into the texts behind them, so read it together with an untrained model.",
         "Line charts over layers of the share of pictures that find their text, and texts their picture, among the top k, with chance.",
-        Chart(panels, samples_note(found, more=f"dotted: chance; states {'centred' if variants[:1] == ['centred_each'] else 'raw'}"), shared_y=True),
+        Chart(
+            panels,
+            samples_note(
+                found, more=f"dotted: chance; states {'centred' if variants[:1] == ['centred_each'] else 'raw'}"
+            ),
+            shared_y=True,
+        ),
     )
 
 
@@ -163,7 +191,9 @@ def consecutive(table: pd.DataFrame) -> Figure | None:
             chosen = pick(rows, pair=pair, interval=n)
             lines += curve(chosen, f"{int(n)} later" if n > 1 else "next layer", LOOKS[i % len(LOOKS)])
         if lines:
-            panels.append(Panel(title, "from layer", COSINE, lines, x_ticks=layer_ticks(range(_depth(table)), _depth(table))))
+            panels.append(
+                Panel(title, "from layer", COSINE, lines, x_ticks=layer_ticks(range(_depth(table)), _depth(table)))
+            )
     if not panels:
         return None
     return Figure(

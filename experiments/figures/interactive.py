@@ -73,7 +73,9 @@ def _draw_line(figure, line: Line, at: dict) -> None:
     if line.low is not None and line.high is not None:
         band = dict(mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False)
         figure.add_scatter(x=_list(line.x), y=_list(line.low), **band, **at)
-        figure.add_scatter(x=_list(line.x), y=_list(line.high), fill="tonexty", fillcolor=_faded(line.look.colour), **band, **at)
+        figure.add_scatter(
+            x=_list(line.x), y=_list(line.high), fill="tonexty", fillcolor=_faded(line.look.colour), **band, **at
+        )
     interval = "" if line.low is None or line.high is None else " [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
     figure.add_scatter(
         x=_list(line.x), y=_list(line.y), name=line.label, mode="lines+markers" if line.look.marker else "lines",

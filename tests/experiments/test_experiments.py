@@ -25,7 +25,11 @@ def tiny(seed: int):
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(hidden_size=16, image_size=16, patch_size=8, projection_dim=8, **small),
         text_config=hf.LlamaConfig(
-            hidden_size=16, num_key_value_heads=2, vocab_size=len(processor.tokenizer), max_position_embeddings=512, **small
+            hidden_size=16,
+            num_key_value_heads=2,
+            vocab_size=len(processor.tokenizer),
+            max_position_embeddings=512,
+            **small,
         ),
         image_token_id=processor.tokenizer.convert_tokens_to_ids(IMAGE),
     )
@@ -37,7 +41,10 @@ def tiny(seed: int):
 
 @pytest.fixture(scope="module")
 def family() -> Lineage:
-    stages = [Stage(name, math.nan, lambda seed=seed: tiny(seed)) for seed, name in enumerate(("lm", "aligned", "tuned", "colour"))]
+    stages = [
+        Stage(name, math.nan, lambda seed=seed: tiny(seed))
+        for seed, name in enumerate(("lm", "aligned", "tuned", "colour"))
+    ]
     return Lineage(stages, False, "four tiny random models")
 
 
@@ -76,9 +83,13 @@ def test_alignment_scores_are_the_probes(studies, family):
     run = load_run(study.path)
     for stage in family.stages:
         table = run.read_table(f"{stage.name}.implicit_alignment")
-        expected = table[(table["quantity"] == "ima_same_layer") & (table["pooling"] == "avg") & (table["variant"] == "raw")]
+        expected = table[
+            (table["quantity"] == "ima_same_layer") & (table["pooling"] == "avg") & (table["variant"] == "raw")
+        ]
         scores = study.tables["scores"]
-        row = scores[(scores["stage"] == stage.name) & (scores["score"] == "ima_same_layer") & (scores["variant"] == "raw")]
+        row = scores[
+            (scores["stage"] == stage.name) & (scores["score"] == "ima_same_layer") & (scores["variant"] == "raw")
+        ]
         assert row["mean"].item() == expected["mean"].item()
         # the score is the mean over all layers of the curve that is drawn
         curve = study.tables["curves"].query("stage == @stage.name and variant == 'raw'")
@@ -115,7 +126,9 @@ def test_drop_is_paired():
 def test_questions_are_the_same_for_every_stage_and_balanced():
     assert [s.id for s in text_questions(5)["sums"]] == [s.id for s in text_questions(5)["sums"]]
     asked = seeing_questions(24)
-    assert {kind: len(samples) for kind, samples in asked.items()} == dict.fromkeys(("existence", "colour", "number", "position"), 24)
+    assert {kind: len(samples) for kind, samples in asked.items()} == dict.fromkeys(
+        ("existence", "colour", "number", "position"), 24
+    )
     answers = [s.answer for s in asked["existence"]]
     assert answers.count("yes") == pytest.approx(12, abs=2)
 
@@ -126,11 +139,16 @@ def test_score_counts_right_answers(family, monkeypatch):
     told = {}
 
     def generate(inputs, **_):
-        texts = [f"{told[text]} ." for text in vlm.tokenizer.batch_decode(inputs.tensors["input_ids"], skip_special_tokens=True)]
+        texts = [
+            f"{told[text]} ."
+            for text in vlm.tokenizer.batch_decode(inputs.tensors["input_ids"], skip_special_tokens=True)
+        ]
         return texts
 
     for i, sample in enumerate(questions["sums"]):
-        (text,) = vlm.tokenizer.batch_decode(vlm.prepare([()], [sample.prompt]).tensors["input_ids"], skip_special_tokens=True)
+        (text,) = vlm.tokenizer.batch_decode(
+            vlm.prepare([()], [sample.prompt]).tensors["input_ids"], skip_special_tokens=True
+        )
         told[text] = sample.answer if i != 3 else "wrong"
     monkeypatch.setattr(vlm, "generate", generate)
     assert score(vlm, questions)["sums"].sum() == sum(told[t] != "wrong" for t in told)

@@ -8,11 +8,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.experiments import style
-from chiasm.experiments.figures import FIGURES, Areas, Chart, Heat, Line, Panel, Points, draw, draw_interactive, draw_picture, figures_of
+from chiasm.experiments.figures import (
+    FIGURES,
+    Areas,
+    Chart,
+    Heat,
+    Line,
+    Panel,
+    Points,
+    draw,
+    draw_interactive,
+    draw_picture,
+    figures_of,
+)
 from chiasm.experiments.figures.chart import spread, with_room
 from chiasm.experiments.figures.rows import layer_ticks, pick, samples_note
-from chiasm.experiments.page import png_of
 from chiasm.experiments.options import PROBES
+from chiasm.experiments.page import png_of
 from chiasm.experiments.report import built_in
 from chiasm.probes.measure import measure
 
@@ -56,12 +68,19 @@ def test_both_drawings_hold_the_same_curves(figures):
     for figure in figures.values():
         picture, interactive = draw_picture(figure.chart), draw_interactive(figure.chart)
         axes = [axis for axis in picture.axes if axis.get_visible()]
-        drawn = [line.get_ydata().astype(float) for axis in axes for line in axis.lines]
-        traces = [np.array([np.nan if v is None else v for v in t.y], float) for t in interactive.data if t.type == "scatter" and t.y is not None]
+        drawn = [np.asarray(line.get_ydata(), float) for axis in axes for line in axis.lines]
+        traces = [
+            np.array([np.nan if v is None else v for v in t.y], float)
+            for t in interactive.data
+            if t.type == "scatter" and t.y is not None
+        ]
         for mark in (mark for panel in figure.chart.panels for mark in panel.marks if isinstance(mark, Line)):
             expected = np.asarray(mark.y, float)
             for found in (drawn, traces):
-                assert any(len(y) == len(expected) and np.allclose(y, expected, equal_nan=True) for y in found), (figure.name, mark.label)
+                assert any(len(y) == len(expected) and np.allclose(y, expected, equal_nan=True) for y in found), (
+                    figure.name,
+                    mark.label,
+                )
 
 
 def test_alignment_is_the_tables_column(tables, figures):
@@ -90,7 +109,11 @@ def test_png_is_made_at_twice_the_pixels(figures):
 
 
 def test_looks_differ_without_colour():
-    for looks in (style.LOOKS, (style.PICTURE, style.TEXT, style.BOTH), tuple(look for name, look in style.SEGMENTS.items() if name != "sink")):
+    for looks in (
+        style.LOOKS,
+        (style.PICTURE, style.TEXT, style.BOTH),
+        tuple(look for name, look in style.SEGMENTS.items() if name != "sink"),
+    ):
         for one, other in itertools.combinations(looks, 2):
             assert (one.marker, one.dash) != (other.marker, other.dash)
             assert one.colour != other.colour
@@ -125,8 +148,20 @@ def test_room_around_values():
 def test_every_mark_is_drawn_by_both():
     x = [0, 1, 2]
     panels = [
-        Panel("lines", "x", "y", [Line(x, [1, float("nan"), 3], "a", style.look(0), [0, 0, 0], [2, 2, 4])], level=(1, "one")),
-        Panel("points", "x", "y", [Points(x, x, "b", style.look(1), [0, 0, 0], [3, 3, 3], texts=["p", "<q>", "r"])], upright=(1, "here")),
+        Panel(
+            "lines",
+            "x",
+            "y",
+            [Line(x, [1, float("nan"), 3], "a", style.look(0), [0, 0, 0], [2, 2, 4])],
+            level=(1, "one"),
+        ),
+        Panel(
+            "points",
+            "x",
+            "y",
+            [Points(x, x, "b", style.look(1), [0, 0, 0], [3, 3, 3], texts=["p", "<q>", "r"])],
+            upright=(1, "here"),
+        ),
         Panel("areas", "x", "y", [Areas(x, {"image": [0.4] * 3, "after": [0.6] * 3}, style.SEGMENTS)]),
         Panel("heat", "x", "y", [Heat([[0.1, 0.9]], ["r"], ["c", "d"], "value")]),
         Panel("log", "x", "y", [Line(x, [1, 10, 100], "c", style.look(2))], logarithmic=True),

@@ -52,7 +52,9 @@ def test_the_page_loads_nothing(made):
     _, html = made
     page = read(html)
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
-    outside = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"<script type=\"text/plain\".*?</script>", "", html, flags=re.DOTALL))
+    outside = re.findall(
+        r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"<script type=\"text/plain\".*?</script>", "", html, flags=re.DOTALL)
+    )
     assert not outside, outside
     assert "@import" not in html and "url(" not in html
     assert "link" not in page.tags and "iframe" not in page.tags
