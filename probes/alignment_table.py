@@ -109,7 +109,9 @@ def alignment_table(
     for variant, vectors in (("raw", directions), ("centred_each", centred_units(kept, "centred_each"))):
         table.p_values(permutation_p(vectors, permutations, seed), variant)
         for pair, k, found in retrieval(vectors):
-            table.by_layer("retrieval", found, pair=pair, pooling="avg", variant=variant, k=k, chance=k / max(len(rows), 1))
+            table.by_layer(
+                "retrieval", found, pair=pair, pooling="avg", variant=variant, k=k, chance=k / max(len(rows), 1)
+            )
 
     _sample_means(table, sums, intervals)
     for interval in intervals:
@@ -138,7 +140,9 @@ def _sums_of(vectors: Tensor, rows: Tensor, n_sets: int) -> dict[str, Tensor]:
         "matched_dot": (vectors[:, 0] * vectors[:, 1]).sum(-1),
     }
     return {
-        name: value.new_zeros(BLOCKS * n_sets, *value.shape[1:]).index_add_(0, cell, value).unflatten(0, (BLOCKS, n_sets))
+        name: value.new_zeros(BLOCKS * n_sets, *value.shape[1:])
+        .index_add_(0, cell, value)
+        .unflatten(0, (BLOCKS, n_sets))
         for name, value in values.items()
     }
 

@@ -47,7 +47,9 @@ def permutation_p(vectors: Tensor, permutations: int, seed: int) -> Tensor:
     own = pairs.diagonal(dim1=1, dim2=2).mean(1)
     rows = torch.arange(n)
     # permutations that change nothing must count as reaching the value, whatever the order of summation
-    hits = torch.stack([(layer[rows, shuffled].mean(1) >= value - 1e-12).sum() for layer, value in zip(pairs, own, strict=True)])
+    hits = torch.stack(
+        [(layer[rows, shuffled].mean(1) >= value - 1e-12).sum() for layer, value in zip(pairs, own, strict=True)]
+    )
     return (1 + hits.double()) / (1 + permutations)
 
 
