@@ -162,7 +162,9 @@ def load_probe(name: str):
         ]
         raise UserError(f"probe {name!r}: {place} has no {qualified!r}; the classes in it: {', '.join(own) or 'none'}")
     if not isinstance(made, type):
-        raise UserError(f"probe {name!r} is a {type(made).__name__}, must be a class derived from chiasm.probes.probe.Probe")
+        raise UserError(
+            f"probe {name!r} is a {type(made).__name__}, must be a class derived from chiasm.probes.probe.Probe"
+        )
     try:
         probe = made()
     except TypeError as error:
