@@ -33,11 +33,16 @@ def alignment_cards(table: pd.DataFrame) -> list[Card]:
         p = f" (permutation p = {before['p']:.2g})" if _finite(before.get("p")) else ""
         means = f"How much nearer a picture is to its own text, centred, before any attention{p}. After the last block, where texts have read pictures: {number(semantic['mean'])}."
         cards.append(_card("Own minus others’ text", before, means))
-    found = pick(table, quantity="retrieval", pair="P-T", variant="centred_each", layer=last)
-    if len(found):
-        first = found.sort_values("k").iloc[0]
-        means = f"Share of pictures whose own text is nearest after the last block; guessing finds {number(first['chance'])}."
-        cards.append(_card(f"Retrieval in {int(first['k'])}", first, means))
+    found = pick(table, quantity="retrieval", pair="P-T", variant="centred_each")
+    first = found["k"].min() if len(found) else None
+    start = _one(found, k=first, layer=0) if len(found) else None
+    if start is not None:
+        end = _one(found, k=first, layer=last)
+        more = (
+            f" After the last block, where texts have read pictures: {number(end['mean'])}." if end is not None else ""
+        )
+        means = f"Share of pictures whose own text is nearest, before any attention; guessing finds {number(start['chance'])}.{more}"
+        cards.append(_card(f"Retrieval in {int(first)}", start, means))
     return cards
 
 
