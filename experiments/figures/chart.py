@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ..style import Look
@@ -110,6 +110,13 @@ class Chart:
     height: float | None = None
     shared_y: bool = False
     widths: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Panels that share an axis get limits that hold all of them."""
+        if self.shared_y:
+            ranges = [panel.y_range() for panel in self.panels]
+            limits = (min(low for low, _ in ranges), max(high for _, high in ranges))
+            object.__setattr__(self, "panels", [replace(panel, y_limits=limits) for panel in self.panels])
 
 
 @dataclass(frozen=True)

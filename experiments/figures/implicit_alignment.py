@@ -41,7 +41,7 @@ def alignment(table: pd.DataFrame) -> Figure | None:
     ]
     anchored = curve(rows, "same layer", BOTH) + curve(
         pick(table, quantity="anchored", pair="P-T", pooling="avg", variant="raw"),
-        "picture at\nthe input",
+        "anchored",
         Look("#0072b2", "s", "--"),
     )
     panels = [
@@ -67,8 +67,8 @@ def cones(table: pd.DataFrame) -> Figure | None:
     """Within-modality similarity against P-T: raw, and without outliers."""
     panels = []
     series = (
-        ("p-p", "within\npictures", PICTURE), ("t-t", "within\ntexts", TEXT), ("P-T", "across", BOTH),
-        ("P-P", "pictures of two\ndata sets", Look("#56b4e9", "X", "-.")), ("T-T", "texts of two\ndata sets", Look("#c98a00", "P", ":")),
+        ("p-p", "pictures", PICTURE), ("t-t", "texts", TEXT), ("P-T", "across", BOTH),
+        ("P-P", "pictures, 2 sets", Look("#56b4e9", "X", "-.")), ("T-T", "texts, 2 sets", Look("#c98a00", "P", ":")),
     )  # fmt: skip
     for variant, title in (("raw", "Raw"), ("without_outliers", "Without sinks and top channels")):
         lines = [
