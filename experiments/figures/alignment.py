@@ -35,7 +35,7 @@ def scatter(scores: pd.DataFrame, skill: pd.DataFrame, correlations: pd.DataFram
             Panel(
                 f"{name.capitalize()}: {told}", f"IMA score ({name} cosine, mean over layers)", "share of questions right",
                 [Points(rows["mean"].tolist(), seen["mean"].tolist(), "", look, rows["low"].tolist(), rows["high"].tolist(), seen["low"].tolist(), seen["high"].tolist(), texts)],
-                y_limits=(-0.03, 1.05), direct=False,
+                y_limits=(-0.1, 1.1), direct=False,
             )
         )  # fmt: skip
     n = int(seen["n"].max())

@@ -100,7 +100,7 @@ def _draw_points(figure, points: Points, at: dict) -> None:
             )  # fmt: skip
     figure.add_scatter(
         x=_list(points.x), y=_list(points.y), name=points.label, mode="markers+text" if points.texts else "markers",
-        text=None if not points.texts else [_plain(text) for text in points.texts], textposition="top right",
+        text=None if not points.texts else [_plain(text) for text in points.texts], textposition=[("top right", "bottom right", "top left", "bottom left")[i % 4] for i in range(len(points.x))],
         marker=dict(color=points.look.colour, symbol=points.look.plotly_marker, size=10, line=dict(color=PAPER, width=1)),
         hovertemplate=f"%{{x:.3f}}, %{{y:.3f}}<extra>{_plain(points.label)}</extra>", **whiskers, **at,
     )  # fmt: skip

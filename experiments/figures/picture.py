@@ -111,8 +111,10 @@ def _draw_points(axis, points: Points) -> None:
         points.x, points.y, **whiskers, fmt=points.look.marker or "o", color=points.look.colour, markersize=6,
         markeredgecolor=PAPER, markeredgewidth=0.7, elinewidth=1.4, capsize=0, label=points.label or None, zorder=3,
     )  # fmt: skip
-    for x, y, text in zip(points.x, points.y, points.texts or (), strict=False):
-        axis.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=FONT_SIZE - 1.5, color=INK)
+    named = [(x, y, text) for x, y, text in zip(points.x, points.y, points.texts or (), strict=False) if text]
+    for i, (x, y, text) in enumerate(sorted(named, key=lambda one: one[0])):
+        above = (6, -14, 18, -26)[i % 4]  # neighbours along x at different heights, as points may coincide
+        axis.annotate(text, (x, y), xytext=(6, above), textcoords="offset points", fontsize=FONT_SIZE - 1.5, color=INK)
 
 
 def _draw_areas(axis, areas: Areas) -> None:
