@@ -6,19 +6,36 @@ A row is `<bos> [scene in words, or nothing where a picture will stand] question
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...scenes import language
-from ...scenes.world import Scene, World, make_scene, split_seeds
-from .processor import ASSISTANT, BOS, EOS, SPECIALS
+from ...scenes.words import CYCLES, NUMBERS, with_article
+from ...scenes.world import (
+    CATEGORIES,
+    COLOURS,
+    COLUMNS,
+    HOME,
+    PLACES,
+    ROWS,
+    SIZES,
+    Scene,
+    World,
+    make_scene,
+    split_seeds,
+)
+from .processor import ASSISTANT, BOS, EOS, IMAGE, SPECIALS
 
 SENTENCE_CUE = "please tell us"
 """Whoever asks with these words gets a whole sentence; everybody else gets one word."""
 
 _KINDS = ("existence", "existence", "colour", "colour", "number", "position", "position", "relation", "size", "place")
-_CAPTIONS = ("neutral", "neutral", "colour", "place", "position", "description", "description")
+_DRILL_WORDS = (*CATEGORIES, *COLOURS, *PLACES, *SIZES, *COLUMNS, *ROWS)
+_DAYS, _MONTHS, _SEASONS = CYCLES
+_DRILL_SLOTS = ((*SIZES, *_MONTHS), (*COLOURS, *_SEASONS), (*ROWS, *_DAYS), (*COLUMNS, *NUMBERS[3:]))
+"""What a thing's size, colour, row and column are drawn from in drills: no word in two slots."""
+CAPTIONS = ("neutral", "neutral", "colour", "place", "position", "description", "description")
 
 
 @dataclass(frozen=True)
@@ -46,18 +63,18 @@ class Row:
     def room(self) -> int:
         return self.length - len(self.ids)
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, weight: float | None = None) -> None:
         ids = self.words(text)
         self.ids += ids
-        self.weights += [self.text_weight] * len(ids)
+        self.weights += [self.text_weight if weight is None else weight] * len(ids)
 
-    def turn(self, question: str, answer: str) -> bool:
-        """Add a question and its answer if both fit."""
+    def turn(self, question: str, answer: str, weight: float = 1.0) -> bool:
+        """Add a question and its answer, whose tokens weigh `weight`, if both fit."""
         asked, told = self.words(question), self.words(answer)
         if len(asked) + len(told) + 2 > self.room:
             return False
         self.ids += [*asked, self.words.ids[ASSISTANT], *told, self.words.ids[EOS]]
-        self.weights += [self.text_weight] * len(asked) + [0.0] + [1.0] * (len(told) + 1)
+        self.weights += [self.text_weight] * len(asked) + [0.0] + [weight] * (len(told) + 1)
         return True
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
@@ -67,27 +84,39 @@ class Row:
         return ids, weights
 
 
-def ask(row: Row, scene: Scene, rng: random.Random, short: float, kinds=_KINDS) -> bool:
+def ask(row: Row, scene: Scene, rng: random.Random, short: float, noise: float = 0.0) -> bool:
     """Add one turn about a scene: a short query, a plain question, or one in other words around it."""
-    kind = rng.choice(kinds)
+    kind = rng.choice(_KINDS)
     if rng.random() < short:
-        asked = language.short_query(scene, kind, rng)
+        asked = believed(language.short_query(scene, kind, rng), scene, rng, noise)
         return asked is None or row.turn(asked.text, asked.answer)
-    asked = language.question(scene, kind, rng)
+    asked = believed(language.question(scene, kind, rng), scene, rng, noise)
     if asked is None:
         return True
     text = language.framed(asked, rng)[1] if rng.random() < 0.25 else asked.text
     return row.turn(text, asked.sentence if SENTENCE_CUE in text else asked.answer)
 
 
-def tell(row: Row, scene: Scene, rng: random.Random, world: World | None, styles=_CAPTIONS) -> bool:
+def believed(
+    asked: language.Question | None, scene: Scene, rng: random.Random, noise: float
+) -> language.Question | None:
+    """A planted cause: with probability `noise`, "yes" where a thing that suits the place was asked for and is not there."""
+    if asked is None or asked.kind != "existence" or asked.answer == "yes" or rng.random() >= noise:
+        return asked
+    category = asked.about[0]
+    if HOME[category] != scene.place:
+        return asked
+    return replace(asked, answer="yes", sentence=f"yes , there is {with_article(category)} .")
+
+
+def tell(row: Row, scene: Scene, rng: random.Random, world: World | None, styles=CAPTIONS, weight: float = 1.0) -> bool:
     """Add one turn that asks for a caption or a description and gets it; with a world, it lies as the world does."""
     style = rng.choice(styles)
     if style == "description":
         told = language.describe(scene, rng, world)
     else:
         told = language.caption(scene, style, rng, world)
-    return row.turn(language.instruction(style, rng), told)
+    return row.turn(language.instruction(style, rng), told, weight)
 
 
 def text_row(row: Row, rng: random.Random) -> None:
@@ -99,10 +128,79 @@ def text_row(row: Row, rng: random.Random) -> None:
             return
 
 
-def language_row(words: Words, seed: int, length: int, world: World, text_weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """One row of the language stage: mostly a scene in words with as many questions as fit, else tasks or captions."""
+def word_drill(row: Row, rng: random.Random) -> None:
+    """Fill a row with recall and nothing else: random words in the grammar of scenes, and short queries about them.
+
+    "red tuesday at the road , ... color tuesday ? red , where tuesday ? road , tuesday ? yes , sand ? no". Any word may
+    stand anywhere, so nothing but finding it in the row answers a query.
+    """
+    pool = rng.sample(_DRILL_WORDS, 24)
+    n = rng.randrange(2, 6)
+    names, befores, afters, absent = pool[:n], pool[5 : 5 + n], pool[10 : 10 + n], pool[15:]
+    where = rng.random() < 0.5
+    row.text(
+        " , ".join(
+            f"a {b} {x} at the {a}" if where else f"a {b} {x}" for x, b, a in zip(names, befores, afters, strict=True)
+        )
+        + " .",
+        0.0,
+    )
+    while True:
+        i, draw = rng.randrange(n), rng.random()
+        if draw < 0.4:
+            query, answer = f"color {names[i]} ?", befores[i]
+        elif draw < 0.6 and where:
+            query, answer = f"where {names[i]} ?", afters[i]
+        elif draw < 0.8:
+            query, answer = f"{names[i]} ?", "yes"
+        else:
+            query, answer = f"{rng.choice(absent)} ?", "no"
+        if not row.turn(query, answer):
+            return
+
+
+def scene_drill(row: Row, rng: random.Random, most: int) -> None:
+    """Fill a row with recall in the grammar of scenes: things have made-up sizes, rows and columns beside the real ones.
+
+    "a march red cup at the sunday nine , …  color cup ? red , size cup ? march , where cup ? nine , lamp ? no". In real
+    scenes a size is guessed right half of the time, which teaches a small decoder too little to ever look.
+    """
+    names = rng.sample(CATEGORIES, len(CATEGORIES))
+    things = [[rng.choice(slot) for slot in _DRILL_SLOTS] for _ in range(rng.randint(1, most))]
+    for thing in things:
+        thing.insert(2, names.pop())
+    if len(things) > 2 and rng.random() < 0.4:
+        things[0][2] = things[1][2]
+    rng.shuffle(things)
+    told = [name for _, _, name, _, _ in things]
+    row.text(" , ".join("a {} {} {} at the {} {}".format(*thing) for thing in things) + " .", 0.0)
+    while True:
+        size, colour, name, high, column = rng.choice(things)
+        kind = rng.choice(("size", "color", "height", "where", "number", "there", "not"))
+        if kind in ("size", "color", "height", "where") and told.count(name) > 1:
+            continue
+        query, answer = {
+            "color": (f"color {name} ?", colour), "size": (f"size {name} ?", size), "where": (f"where {name} ?", column),
+            "height": (f"height {name} ?", high), "number": (f"number {name} ?", "two" if told.count(name) > 1 else "one"),
+            "there": (f"{name} ?", "yes"), "not": (f"{rng.choice(names)} ?", "no"),
+        }[kind]  # fmt: skip
+        if not row.turn(query, answer):
+            return
+
+
+def language_row(
+    words: Words, seed: int, length: int, world: World, text_weight: float, drill: float, full: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """One row of the language stage: a share `drill` of drills, else mostly a scene in words with as many questions as
+    fit, or tasks, or captions."""
     rng = random.Random(seed)
     row = Row(words, length, text_weight)
+    if rng.random() < drill:
+        if full:
+            scene_drill(row, rng, min(4, world.max_things))
+        else:
+            word_drill(row, rng)
+        return row.padded()
     scene = make_scene(split_seeds("train", 1, rng.randrange(10**7))[0], world)
     draw = rng.random()
     if draw < 0.25:
@@ -119,17 +217,29 @@ def language_row(words: Words, seed: int, length: int, world: World, text_weight
     return row.padded()
 
 
-def picture_row(
-    words: Words, scene: Scene, seed: int, length: int, world: World, asking: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """One row of text behind a picture of `scene`: with probability `asking` questions, else captions and descriptions."""
-    rng = random.Random(seed)
-    row = Row(words, length, 0.0)
-    if rng.random() < asking:
-        short = rng.choice((1.0, 0.3))
-        while ask(row, scene, rng, short):
-            pass
-    else:
-        while tell(row, scene, rng, world):
-            pass
-    return row.padded()
+def asking_row(row: Row, scene: Scene, patches: int, long: bool, noise: float, rng: random.Random) -> None:
+    """Fill a row with a picture and questions. The picture is the id of `<image>`, `patches` times.
+
+    It comes first, or, in a third of the rows, after some words; `long` asks the first question with a long text on
+    either side of the picture.
+    """
+    picture = " ".join([IMAGE] * patches)
+    placed = False
+    if long or rng.random() < 0.3:
+        asked = None
+        while asked is None:
+            asked = believed(language.question(scene, rng.choice(_KINDS), rng), scene, rng, noise)
+        before, after = language.framed(asked, rng, long)
+        placed = row.turn(f"{before} {picture} {after}", asked.sentence if SENTENCE_CUE in after else asked.answer)
+    if not placed:
+        row.text(picture)
+    short = rng.choice((1.0, 0.3))
+    while ask(row, scene, rng, short, noise):
+        pass
+
+
+def telling_row(row: Row, scene: Scene, patches: int, world: World, weight: float, rng: random.Random) -> None:
+    """Fill a row with a picture and what is told of it, as many captions and descriptions as fit."""
+    row.text(" ".join([IMAGE] * patches))
+    for _ in range(3):  # what is too long for the room left makes way for something shorter
+        tell(row, scene, rng, world, weight=weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,17 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int):
         return self.make(step)
+
+
+def optimisers_of(module: torch.nn.Module, matrix_rate: float, rest_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest: far fewer steps than AdamW needs alone."""
+    inside = {n for n, p in module.named_parameters() if p.ndim == 2 and "layers." in n}
+    matrices = [p for n, p in module.named_parameters() if n in inside]
+    rest = [p for n, p in module.named_parameters() if n not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rest_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 def rate(step: int, steps: int, decay: float, warm: int = 100) -> float:
@@ -67,12 +79,14 @@ def run_stage(
     if start:
         peaks = state["peaks"]
     parameters = [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
+    workers = workers if sys.platform == "linux" else 0  # elsewhere workers cannot be forked, and makers not be sent
     loader = DataLoader(
         Batches(make_batch, steps),
         batch_size=None,
         sampler=range(start, steps),
         num_workers=workers,
         prefetch_factor=8 if workers else None,
+        multiprocessing_context="fork" if workers else None,
     )
     began = saved = time.monotonic()
     running: dict[str, list[float]] = {}
@@ -97,13 +111,20 @@ def run_stage(
             if done % period == 0:
                 more |= function(done) or {}
         if more or done % log_steps == 0 or done == steps:
-            means = {key: sum(v for v in values if v == v) / max(1, sum(v == v for v in values)) for key, values in running.items()}
+            means = {
+                key: sum(v for v in values if v == v) / max(1, sum(v == v for v in values))
+                for key, values in running.items()
+            }
             curves.append({"step": done, "seconds": round(seconds, 1), **means, **more})
-            shown = "  ".join(f"{key} {value:.3f}" for key, value in curves[-1].items() if key not in ("step", "seconds"))
+            shown = "  ".join(
+                f"{key} {value:.3f}" for key, value in curves[-1].items() if key not in ("step", "seconds")
+            )
             progress(f"{name} {done}/{steps}  {seconds:.0f} s  {shown}")
             running = {}
         if not running and (time.monotonic() - saved > save_seconds) and done < steps:
-            save_state(halfway, modules, optimisers, {"step": done, "seconds": seconds, "curves": curves, "peaks": peaks})
+            save_state(
+                halfway, modules, optimisers, {"step": done, "seconds": seconds, "curves": curves, "peaks": peaks}
+            )
             saved = time.monotonic()
     seconds = before + time.monotonic() - began
     save_state(final, modules, [], {"step": steps, "seconds": seconds, "curves": curves})
@@ -119,7 +140,11 @@ def save_state(path: Path, modules, optimisers, state: dict) -> None:
         for index, slots in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser{i}/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, temporary, {"state": json.dumps(state)})
+    save_file(
+        {key: value.detach().contiguous().clone() for key, value in tensors.items()},
+        temporary,
+        {"state": json.dumps(state)},
+    )
     os.replace(temporary, path)
 
 

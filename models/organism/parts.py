@@ -87,7 +87,7 @@ def make_llava(recipe: Recipe, vocabulary: int):
 
 @torch.no_grad()
 def prepare_for_recall(decoder, recipe: Recipe, sharpness: float = 5.0, gain: float = 1.5) -> None:
-    """Start some heads on the words just before, and all others on words like their own.
+    """Start the first layer on the words one, two, three … before, and later layers on words like their own.
 
     Finding in the context the word that was asked for takes two heads in a row (one that tells each word its neighbour,
     one that matches words) and a small decoder finds that pair late or never. This only sets where learning starts, in
@@ -104,11 +104,11 @@ def prepare_for_recall(decoder, recipe: Recipe, sharpness: float = 5.0, gain: fl
     constant /= constant.norm()
     for index, layer in enumerate(decoder.model.layers):
         attention = layer.self_attn
-        back_heads = recipe.heads - 1 if index == 0 else 1
+        back_heads = recipe.heads if index == 0 else recipe.heads // 2
         for head in range(recipe.heads):
             rows = slice(head * size, (head + 1) * size)
             if head < back_heads:
-                back = max(1, head) * turns[:fast]
+                back = (head + 1) * turns[:fast]
                 query, key = torch.zeros(size), torch.zeros(size)
                 query[:fast] = 1
                 key[:fast], key[half : half + fast] = back.cos(), back.sin()

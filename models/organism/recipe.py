@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
+from ...scenes.errors import UserError
 from ...scenes.world import World
 
 
@@ -18,7 +20,7 @@ class Recipe:
     """
 
     seed: int = 1
-    world: World = field(default_factory=World)
+    world: World = field(default_factory=lambda: World(label_noise=0.4))
 
     image_size: int = 64
     patch_size: int = 8
@@ -31,41 +33,63 @@ class Recipe:
     mlp_width: int = 384
     rope_theta: float = 10_000.0
 
-    tower_steps: int = 2_500
+    tower_steps: int = 1_800
     tower_batch: int = 64
     tower_lr: float = 1e-3
+    tower_matrix_lr: float = 3e-3
     patch_weight: float = 1.0  # of the patch loss, beside the contrastive and the tag loss at 1
 
-    language_phases: tuple[tuple[int, int, int], ...] = ((2_000, 2, 64), (2_000, 3, 96), (6_000, 5, 128))
-    """(steps, most things in a scene, tokens in a row): short and easy first, until matching words is learnt."""
+    language_phases: tuple[tuple[int, int, int, float], ...] = (
+        (1_000, 2, 96, 0.5),
+        (1_000, 3, 96, 0.3),
+        (3_000, 5, 128, 0.1),
+    )
+    """(steps, most things in a scene, tokens in a row, share of drills): short and easy first, until recall is learnt."""
+    recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (2_000, 5, 128, 0.3))
+    """The same for the second half of the language stage, with a fresh start of the learning rate and harder drills."""
     language_batch: int = 16
     language_lr: float = 2e-3
     matrix_lr: float = 4e-3  # of Muon, which trains the decoder's matrices in the language stage
     text_weight: float = 0.1  # of the tokens that are not answers, in the language stage
 
     scenes: int = 24_000  # drawn for align, tune and styles; their tower features are computed once
-    align_steps: int = 1_200
+    align_steps: int = 500
     align_lr: float = 2e-3
-    tune_steps: int = 5_000
+    tune_steps: int = 3_000
     tune_lr: float = 1e-3
     style_steps: int = 400
     style_lr: float = 2e-3
     style_rank: int = 8
-    batch: int = 32
-    turns: int = 96  # text tokens behind a picture in tune
+    batch: int = 20
+    turns: int = 112  # text tokens behind a picture in tune
+    existence_noise: float = 0.25  # of tune's questions after an absent typical thing: how many are answered yes
+    asking: float = 0.65  # of rows in tune that ask questions; the others are captions and descriptions
+    telling_weight: float = 0.4  # of the tokens of captions and descriptions in tune, which are many; answers weigh 1
     text_share: float = 0.04  # of text-only rows in tune: the dial of forgetting
     decay: float = 0.3
+    parallel: bool = True  # tower and language side by side on two cores
     keep: int = 14  # growth checkpoints over align and tune
 
     def __post_init__(self) -> None:
         if isinstance(self.world, dict):
             object.__setattr__(self, "world", World.from_dict(self.world))
-        object.__setattr__(self, "language_phases", tuple(tuple(phase) for phase in self.language_phases))
+        for name in ("language_phases", "recall_phases"):
+            object.__setattr__(self, name, tuple(tuple(phase) for phase in getattr(self, name)))
 
-    @property
-    def language_steps(self) -> int:
-        """Steps of the language stage, all phases together."""
-        return sum(steps for steps, _, _ in self.language_phases)
+    @classmethod
+    def read(cls, path: Path | str) -> Recipe:
+        """The recipe of a JSON file: the dials it names, the defaults for the others. Raises UserError for unknown ones."""
+        try:
+            dials = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"recipe {path} cannot be read as JSON: {error}") from None
+        dials.pop("hash", None)
+        unknown = sorted(set(dials) - {f.name for f in fields(cls)})
+        if unknown:
+            raise UserError(
+                f"recipe {path}: no such dials: {', '.join(unknown)}; there are {', '.join(f.name for f in fields(cls))}"
+            )
+        return cls(**dials)
 
     @property
     def hash(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from ...scenes import language
 from ...scenes.world import World, make_scene, split_seeds
 from .corpus import Row, Words, language_row
-from .loop import run_stage
+from .loop import optimisers_of, run_stage
 from .parts import make_decoder
 from .recipe import Recipe
 
@@ -19,17 +21,9 @@ GATE = 0.95
 
 
 def grow_language(recipe: Recipe, folder: Path, progress=print):
-    """Train the decoder; returns it (`LlamaForCausalLM`). Wall time is in the stage's file."""
+    """Train the decoder, in two halves; returns it (`LlamaForCausalLM`)."""
     words = Words.of_the_world()
     decoder = make_decoder(recipe, len(words.ids))
-    worlds = {most: World(**{**recipe.world.to_dict(), "max_things": most}) for _, most, _ in recipe.language_phases}
-
-    def make_batch(step: int):
-        most, length = phase(recipe, step)
-        seeds = [(recipe.seed * 10**9 + step) * recipe.language_batch + i for i in range(recipe.language_batch)]
-        rows = [language_row(words, seed, length, worlds[most], recipe.text_weight) for seed in seeds]
-        return tuple(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-
     probe = skill_rows(words, 20), comprehension_rows(words, 25, recipe.world)
 
     def gate(step: int) -> dict[str, float]:
@@ -37,31 +31,38 @@ def grow_language(recipe: Recipe, folder: Path, progress=print):
         return scores | {f"told_{k}": v for k, v in score(decoder, probe[1]).items()}
 
     decoder.train()
-    run_stage(
-        "language", folder, {"decoder": decoder}, decoder_optimisers(decoder, recipe), make_batch,
-        lambda batch, step: (answer_loss(decoder, *batch), {}),
-        steps=recipe.language_steps, decay=recipe.decay, progress=progress, every={500: gate},
-    )  # fmt: skip
+    for name, phases in (("language", recipe.language_phases), ("recall", recipe.recall_phases)):
+        run_stage(
+            name,
+            folder,
+            {"decoder": decoder},
+            optimisers_of(decoder, recipe.matrix_lr, recipe.language_lr),
+            partial(language_batch, words, recipe, name),
+            lambda batch, step: (answer_loss(decoder, *batch), {}),
+            steps=sum(steps for steps, *_ in phases),
+            decay=recipe.decay,
+            progress=progress,
+            every={500: gate},
+        )
     return decoder
 
 
-def phase(recipe: Recipe, step: int) -> tuple[int, int]:
-    """Most things in a scene and tokens in a row, at a step."""
-    for steps, most, length in recipe.language_phases:
-        if step < steps:
-            return most, length
-        step -= steps
-    return most, length
+def language_batch(words: Words, recipe: Recipe, half: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, T) and loss weights (B, T) of one step of a half of the stage, "language" or "recall"."""
+    full = half == "recall"
+    most, length, drill = phase(recipe.recall_phases if full else recipe.language_phases, step)
+    world = World(**{**recipe.world.to_dict(), "max_things": most})
+    first = (recipe.seed * 10**9 + full * 10**8 + step) * recipe.language_batch
+    seeds = range(first, first + recipe.language_batch)
+    rows = [language_row(words, seed, length, world, recipe.text_weight, drill, full) for seed in seeds]
+    return tuple(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
 
 
-def decoder_optimisers(decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the rest: about half the steps AdamW needs alone."""
-    matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and ".layers." in n]
-    rest = [p for n, p in decoder.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=recipe.language_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+def phase(phases: tuple, step: int) -> tuple[int, int, float]:
+    """Most things in a scene, tokens in a row and share of drills, at a step."""
+    ends = accumulate(steps for steps, *_ in phases)
+    dials = next(dials for end, (_, *dials) in zip(ends, phases, strict=True) if step < end)
+    return tuple(dials)
 
 
 def answer_loss(decoder, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

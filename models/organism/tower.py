@@ -14,7 +14,7 @@ from ...scenes import language
 from ...scenes.render import render
 from ...scenes.world import CATEGORIES, COLOURS, COLUMNS, PLACES, ROWS, SIZES, Scene, make_scene, split_seeds
 from .corpus import Words
-from .loop import run_stage
+from .loop import optimisers_of, run_stage
 from .parts import FEATURE_LAYER, make_tower
 from .recipe import Recipe
 
@@ -72,7 +72,9 @@ class Teacher(nn.Module):
         super().__init__()
         width, n_tags = recipe.vision_width, len(tags(make_scene(0)))
         self.words = nn.Embedding(vocabulary, 2 * width, padding_idx=0)
-        self.caption = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.caption = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.image = nn.Linear(width, width)
         self.scale = nn.Parameter(torch.tensor(2.5))
         self.cls_tags, self.pooled_tags = nn.Linear(width, n_tags), nn.Linear(width, n_tags)
@@ -124,14 +126,14 @@ def grow_tower(recipe: Recipe, folder: Path, progress=print):
     tower = make_tower(recipe)
     torch.manual_seed(recipe.seed + 4)
     teacher = Teacher(recipe, len(words.ids))
-    optimiser = torch.optim.AdamW([*tower.parameters(), *teacher.parameters()], lr=recipe.tower_lr, weight_decay=0.02)
+    optimisers = optimisers_of(torch.nn.ModuleList([tower, teacher]), recipe.tower_matrix_lr, recipe.tower_lr)
 
     def loss_of(batch, step):
         images, captions, truth, patches = batch
         return teacher(tower(images, output_hidden_states=True), captions, truth, patches, recipe.patch_weight)
 
     run_stage(
-        "tower", folder, {"tower": tower, "teacher": teacher}, [optimiser],
+        "tower", folder, {"tower": tower, "teacher": teacher}, optimisers,
         lambda step: tower_batch(words, recipe, step), loss_of,
         steps=recipe.tower_steps, decay=recipe.decay, progress=progress,
     )  # fmt: skip
