@@ -42,7 +42,7 @@ def test_pope_is_balanced_in_every_scene_and_tells_the_truth(pope, scenes, sampl
         assert truth["label"] == sample.answer == ("yes" if there else "no") and truth["sampling"] == sampling
         assert truth["typical"] == (HOME[truth["object"]] == scene.place)
         article = "an" if truth["object"][0] in "aeiou" else "a"
-        assert sample.prompt == f"{IMAGE_MARK} is there {article} {truth['object']} in the image ?"
+        assert sample.prompt == f"{IMAGE_MARK} in the image , is there {article} {truth['object']} ?"
         labels[scene.seed].append(truth["label"])
     for scene in scenes:
         half = min(3, len({thing.category for thing in scene.things}))

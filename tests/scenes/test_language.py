@@ -291,7 +291,7 @@ def test_short_queries_are_short(asked, scenes):
     assert short_query(scene, "colour", rng).text == "color cup ?"
     assert existence(scene, "cup", short=True).text == "cup ?" and existence(scene, "cup").answer == "yes"
     assert (
-        existence(scene, "apple").text == "is there an apple in the image ?"
+        existence(scene, "apple").text == "in the image , is there an apple ?"
         and existence(scene, "apple").answer == "no"
     )
 
