@@ -13,7 +13,7 @@ from .intervals import BLOCKS, powers
 from .keys import sample_keys
 from .masses import segment_mass, segment_mass_lse, uniform_mass, uniform_segment_mass
 from .probe import Probe
-from .segment_curves import GENERATED, POST, QUERIES, SEGMENTS, VERSIONS, curves_of, query_weights, split_curves
+from .segment_curves import MEMBERS, POST, QUERIES, SEGMENTS, VERSIONS, curves_of, query_weights, split_curves
 from .shift_table import FLOOR, shift_table
 from .shifts import COMPARATORS, attention_shift, circular_null, distance, permuted_segments
 
@@ -115,7 +115,7 @@ class AttentionShift(Probe):
         curves, heads = curves_of(masses, weights)  # (3, B, Q, S, layers), (layers, B, H, Q, S)
         asked = weights.sum(2) > 0  # (B, Q) whether a row has queries of this set
         curves = curves.masked_fill(~asked[..., None, None], torch.nan)
-        uniform = (weights @ uniform_segment_mass(spans.indicators().to(here)) @ GENERATED.to(here)).float()
+        uniform = (weights @ uniform_segment_mass(spans.indicators().to(here)) @ MEMBERS.to(here)).float()
         uniform = uniform.masked_fill(~asked[..., None], torch.nan)
         seen = has_image[:, None] & asked
         self._add(

@@ -23,8 +23,9 @@ _MEMBERS = {
     "after": POST,
     "answer": ANSWER,
 }
-GENERATED = torch.tensor([[float(name in _MEMBERS[segment]) for segment in SEGMENTS] for name in Spans.names])
+MEMBERS = torch.tensor([[float(name in _MEMBERS[segment]) for segment in SEGMENTS] for name in Spans.names])
 """(7, 6): which labels make which segment."""
+_SINK, _IMAGE = Spans.names.index("bos"), Spans.names.index("image")
 
 
 def query_weights(spans: Spans, device=None, post: Tensor | None = None) -> Tensor:
@@ -41,24 +42,20 @@ def query_weights(spans: Spans, device=None, post: Tensor | None = None) -> Tens
 def curves_of(masses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """masses: (layers, B, H, T, 7) by label; weights: (B, Q, T) -> curves (3, B, Q, S, layers) as they are, without the sink
     key, without the picture; and the first by head, (layers, B, H, Q, S). Rows are renormalised before the mean."""
-    by_segment = masses @ GENERATED.to(masses.device)
-    sink, image = SEGMENTS.index("sink"), SEGMENTS.index("image")
-    parts = [by_segment, _without(by_segment, sink), _without(by_segment, image)]
-    found = weights[None, :, None] @ torch.cat(parts, -1)  # (layers, B, H, Q, 3 * S)
-    curves = found.mean(2).unflatten(-1, (3, len(SEGMENTS)))  # (layers, B, Q, 3, S)
+    rest = torch.ones_like(masses[..., :3])  # what a row has left: all, without the sink, without the picture
+    for i, label in ((1, _SINK), (2, _IMAGE)):
+        rest[..., i] = masses[..., :label].sum(-1) + masses[..., label + 1 :].sum(-1)
+    scaled = [masses, *(masses / rest[..., i, None].clamp(min=1e-12) for i in (1, 2))]
     # A row with nothing left (the first position attends to itself alone) has nothing to say: it leaves the mean.
-    for i in (1, 2):
-        filled = (weights[None, :, None] @ parts[i][..., :-1].sum(-1, keepdim=True)).mean(2)  # (layers, B, Q, 1)
-        curves[..., i, :] /= filled.clamp(min=1e-12)
-    return curves.permute(3, 1, 2, 4, 0), found[..., : len(SEGMENTS)]
-
-
-def _without(masses: Tensor, segment: int) -> Tensor:
-    """Masses (..., S) with one segment's keys dropped and rows summing to 1 again ("answer" is a part of "after")."""
-    keep = torch.ones(masses.shape[-1], device=masses.device)
-    keep[segment] = 0
-    left = masses * keep
-    return left / left[..., :-1].sum(-1, keepdim=True).clamp(min=1e-12)
+    told = (rest[..., 1:] > 1e-12).to(masses.dtype)
+    found = weights[None, :, None] @ torch.cat([*scaled, told], -1)  # (layers, B, H, Q, 3 * 7 + 2)
+    by_segment = found[..., :-2].unflatten(-1, (3, -1)) @ MEMBERS.to(masses.device)
+    curves = by_segment.mean(2)  # (layers, B, Q, 3, S)
+    share = found[..., -2:].mean(2)
+    curves[..., 1:, :] /= share.clamp(min=1e-12)[..., None]
+    curves[..., 1, SEGMENTS.index("sink")] = 0
+    curves[..., 2, SEGMENTS.index("image")] = 0
+    return curves.permute(3, 1, 2, 4, 0), by_segment[..., 0, :]
 
 
 def split_curves(

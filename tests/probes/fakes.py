@@ -5,14 +5,22 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
-
 from chiasm.models.inputs import Inputs
 from chiasm.models.spans import Spans
 from chiasm.models.trace import Trace
+from torch import Tensor
 
 INDEX = {name: i for i, name in enumerate(Spans.names)}
-LETTERS = {"b": "bos", "s": "system", "x": "before", "I": "image", "m": "image", "y": "after", "a": "answer", "g": "generated"}
+LETTERS = {
+    "b": "bos",
+    "s": "system",
+    "x": "before",
+    "I": "image",
+    "m": "image",
+    "y": "after",
+    "a": "answer",
+    "g": "generated",
+}
 
 
 def spans_of(rows: list[str], *, side: str = "right", width: int | None = None) -> Spans:
@@ -31,14 +39,26 @@ def spans_of(rows: list[str], *, side: str = "right", width: int | None = None) 
         images.append(numbers)
     none = torch.full((len(rows), width), -1)
     return Spans(
-        torch.tensor(labels), torch.tensor(images), torch.tensor(visual), none, none.clone(), torch.full((len(rows), width, 4), torch.nan)
+        torch.tensor(labels),
+        torch.tensor(images),
+        torch.tensor(visual),
+        none,
+        none.clone(),
+        torch.full((len(rows), width, 4), torch.nan),
     )
 
 
-def anatomy(n_layers: int = 2, hidden: int = 6, heads: int = 2, kinds: tuple[str, ...] | None = None, **more) -> SimpleNamespace:
+def anatomy(
+    n_layers: int = 2, hidden: int = 6, heads: int = 2, kinds: tuple[str, ...] | None = None, **more
+) -> SimpleNamespace:
     kinds = kinds or ("full",) * n_layers
     return SimpleNamespace(
-        n_layers=n_layers, hidden_size=hidden, n_heads=heads, attention_kinds=kinds, family="fake", **{"image_in_sequence": True, **more}
+        n_layers=n_layers,
+        hidden_size=hidden,
+        n_heads=heads,
+        attention_kinds=kinds,
+        family="fake",
+        **{"image_in_sequence": True, **more},
     )
 
 

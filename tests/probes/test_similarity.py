@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from chiasm.probes.implicit_alignment import consecutive_similarity, cross_similarity, token_similarity
 from chiasm.probes.similarity import MODES
 
@@ -90,7 +89,10 @@ def test_mean_of_pair_matrix_equals_dot_of_mean_units():
     g = torch.Generator().manual_seed(3)
     a, b = torch.randn(9, 4, 16, generator=g), torch.randn(7, 4, 16, generator=g)
     brute = torch.stack(
-        [torch.stack([token_similarity(x[None], y[None], mode="avg") for x in a[:, i] for y in b[:, i]]).mean() for i in range(4)]
+        [
+            torch.stack([token_similarity(x[None], y[None], mode="avg") for x in a[:, i] for y in b[:, i]]).mean()
+            for i in range(4)
+        ]
     )
     torch.testing.assert_close(cross_similarity(a, b), brute, atol=1e-6, rtol=0)
     torch.testing.assert_close(cross_similarity(a.flip(0), b[torch.randperm(7, generator=g)]), brute, atol=1e-6, rtol=0)
@@ -101,7 +103,9 @@ def test_consecutive_interval_0_is_exactly_1_and_identity_blocks_are_1_for_all_i
     assert (consecutive_similarity(states, interval=0) == 1).all()
     same = states[:, :1].expand(-1, 6, -1)
     for n in (1, 2, 5):
-        torch.testing.assert_close(consecutive_similarity(same, interval=n), torch.ones(6 - n, dtype=torch.float64), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            consecutive_similarity(same, interval=n), torch.ones(6 - n, dtype=torch.float64), atol=1e-12, rtol=0
+        )
 
 
 def test_consecutive_by_hand_matched_and_all():
@@ -153,7 +157,10 @@ def test_shared_mean_and_pooling_follow_the_closed_form():
         (lambda: cross_similarity(torch.ones(2, 3, 4), torch.ones(2, 2, 4)), r"\(2, 2, 4\)"),
         (lambda: consecutive_similarity(torch.ones(2, 3, 4), interval=3), "interval 3 does not fit 3 layers"),
         (lambda: consecutive_similarity(torch.ones(2, 3, 4), interval=-1), "interval -1"),
-        (lambda: consecutive_similarity(torch.ones(2, 3, 4), interval=1, pairing="some"), "'some' is not one of matched, all"),
+        (
+            lambda: consecutive_similarity(torch.ones(2, 3, 4), interval=1, pairing="some"),
+            "'some' is not one of matched, all",
+        ),
         (lambda: consecutive_similarity(torch.ones(3, 4), interval=1), r"\(3, 4\)"),
     ],
 )
