@@ -102,6 +102,7 @@ def card_page(whole: dict) -> str:
         f"- {_existence(dials)}",
         f"- {dials['text_share']:.0%} of the rows in tuning are tasks without a picture: the dial of forgetting.",
         "",
+        *(["## Notes on this run", "", *(f"- {note}" for note in whole["notes"]), ""] if whole.get("notes") else []),
         "## How it grew",
         "",
         "The tower learns captions (contrastive), tags of the whole picture, and, from the known segmentation, what stands in "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import binomtest, bootstrap
 
 from ...scenes.benchmarks import SAMPLINGS, caption_set, chair, description_set, pope_questions, skill_set
@@ -34,16 +38,25 @@ def measure_traits(
 
     Shares have Wilson's interval; ratios and differences are bootstrapped over scenes.
     """
-    options = {"world": world or World(), "split": split}
-    members = {name: load_organism(name, folder) for name in ("tuned", "lm", "aligned", "colour", "place")}
+    options = {"n": n, "folder": folder, "world": world or World(), "split": split}
     rows: list[dict] = []
-    for part in (existence_traits, description_traits, grounding_traits, text_traits, aligned_traits, style_traits):
-        began = time.monotonic()
-        rows += part(members, n, **options)
-        progress(f"{part.__name__}: {time.monotonic() - began:.0f} s")
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        parts = {part: pool.submit(_measure, part, **options) for part in PARTS}
+        for part, result in parts.items():
+            made, seconds = result.result()
+            rows += made
+            progress(f"{part}: {seconds:.0f} s")
     if timing:
         rows += time_traits(folder)
     return pd.DataFrame(rows)
+
+
+def _measure(part: str, n: int, folder: Path | str, world: World, split: str) -> tuple[list[dict], float]:
+    """One of `PARTS`, in a process of its own: its rows and the seconds it took."""
+    began = time.monotonic()
+    measure, *names = PARTS[part]
+    members = {name: load_organism(name, folder) for name in names}
+    return measure(members, n, world=world, split=split), time.monotonic() - began
 
 
 def existence_traits(members, n: int, world: World, split: str) -> list[dict]:
@@ -67,7 +80,7 @@ def existence_traits(members, n: int, world: World, split: str) -> list[dict]:
     )  # fmt: skip
     yes = [first_word(told[q.id.removeprefix("pope-random-")]) == "yes" for q in questions["random"]]
     rows.append(share("pope_random_yes", yes, "questions"))
-    return rows + _wrong_pictures(members["tuned"], "existence", questions["random"][: 2 * n])
+    return rows + _wrong_pictures(members["tuned"], "existence", questions["random"][:n])
 
 
 def description_traits(members, n: int, world: World, split: str) -> list[dict]:
@@ -203,7 +216,7 @@ def time_traits(folder: Path | str) -> list[dict]:
         "from chiasm.models.organism.ask import answer\n"
         "from chiasm.scenes.sample import Sample\n"
         f"member = load_organism('tuned', {str(folder)!r})\n"
-        "sample = Sample('x', '<image> is there a cup in the image ?', (Image.new('RGB', (64, 64)),))\n"
+        "sample = Sample('x', '<image> in the image , is there a cup ?', (Image.new('RGB', (64, 64)),))\n"
         "answer(member, [sample]); print(time.perf_counter() - began)\n"
         "times = []\n"
         "for _ in range(20):\n"
@@ -264,3 +277,14 @@ def resampled(name: str, statistic, *columns, unit: str = "ratio") -> dict:
     ).confidence_interval
     return {"trait": name, "mean": float(statistic(*columns)), "low": float(interval.low), "high": float(interval.high),
             "n": len(columns[0]), "unit": unit}  # fmt: skip
+
+
+PARTS = {
+    "questions about the picture": (grounding_traits, "tuned"),
+    "text only": (text_traits, "lm", "tuned"),
+    "existence": (existence_traits, "tuned"),
+    "descriptions": (description_traits, "tuned"),
+    "captions, aligned": (aligned_traits, "aligned", "lm", "tuned"),
+    "captions, styles": (style_traits, "tuned", "colour", "place"),
+}
+"""What is measured apart: by what, on which members of the family."""

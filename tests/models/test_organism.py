@@ -1,0 +1,238 @@
+"""The bundled family: it loads, answers, is small, keeps what its card says, and can be grown again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from chiasm.models.organism import MEMBERS, load_growth, load_organism
+from chiasm.models.organism.ask import answer, without_picture
+from chiasm.models.organism.card import BARS, judged
+from chiasm.models.organism.corpus import SENTENCE_CUE, Row, Words, language_row
+from chiasm.models.organism.family import FILES, card, growth_steps
+from chiasm.models.organism.grow import grow
+from chiasm.models.organism.parts import make_decoder
+from chiasm.models.organism.recipe import Recipe
+from chiasm.models.organism.speech import grow_language
+from chiasm.models.organism.tower import patch_truth, pixels
+from chiasm.scenes import language
+from chiasm.scenes.benchmarks import caption_set, pope_questions, skill_set
+from chiasm.scenes.errors import UserError
+from chiasm.scenes.language import mentions
+from chiasm.scenes.render import render
+from chiasm.scenes.world import CATEGORIES, World, make_scene, split_seeds
+from PIL import Image
+from safetensors.torch import load_file
+
+TINY = Recipe(
+    vision_width=32, vision_heads=2, vision_layers=3, width=32, heads=2, layers=2, mlp_width=48,
+    tower_steps=3, tower_batch=4, language_phases=((3, 2, 64, 0.5), (3, 3, 64, 0.2)), language_batch=3,
+    scenes=20, align_steps=3, tune_steps=6, style_steps=2, batch=3, keep=6, parallel=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    return load_organism("tuned")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_member_loads_in_fp32_and_answers(name):
+    model, processor = load_organism(name)
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.parameters())
+    texts = answer((model, processor), caption_set(2, "test"), 30)
+    assert all(text and "<" not in text for text in texts)
+
+
+def test_unknown_member_is_told_what_there_is():
+    with pytest.raises(UserError, match="tuned"):
+        load_organism("fluent")
+
+
+def test_adapter_stays_apart_or_is_merged_with_the_same_effect():
+    samples = caption_set(4, "test")
+    assert answer(load_organism("colour"), samples, 40) == answer(load_organism("colour", adapter="peft"), samples, 40)
+
+
+def test_files_are_small_and_plain():
+    files = [path for path in FILES.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".jinja"}
+
+
+def test_plain_transformers_opens_a_saved_member(tuned, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model, processor = tuned
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, reader = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    sample = pope_questions([make_scene(9)], "random")[0]
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a cup ?"}]}]
+    inputs = [
+        p(text=p.apply_chat_template(talk, add_generation_prompt=True), images=list(sample.images), return_tensors="pt")
+        for p in (processor, reader)
+    ]
+    with torch.inference_mode():
+        ours, theirs = model(**inputs[0]).logits, again.eval()(**inputs[1]).logits
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_chat_form_keeps_the_order_of_words_and_pictures(tuned):
+    processor = tuned[1]
+    parts = [{"type": "text", "text": "here is a picture :"}, {"type": "image"}, {"type": "text", "text": "a cup ?"}]
+    talk = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "a Dog?"},
+    ]
+    text = processor.apply_chat_template(talk, add_generation_prompt=True)
+    assert text.split() == [
+        "<bos>",
+        "here",
+        "is",
+        "a",
+        "picture",
+        ":",
+        "<image>",
+        "a",
+        "cup",
+        "?",
+        "<assistant>",
+        "yes",
+        "<eos>",
+        "a",
+        "Dog?",
+        "<assistant>",
+    ]
+    ids = processor(text=text, images=[Image.new("RGB", (64, 64))], return_tensors="pt")["input_ids"][0].tolist()
+    image, question = processor.tokenizer.convert_tokens_to_ids(["<image>", "?"])
+    assert ids.count(image) == 64 and ids[-2] == question
+
+
+def test_tokenizer_and_training_number_the_words_alike(tuned):
+    words, tokenizer = Words.of_the_world(), tuned[1].tokenizer
+    assert tokenizer.get_vocab() == words.ids
+    assert len(words.ids) == tuned[0].config.text_config.vocab_size
+    assert tokenizer.decode(words("is there a cup ?")) == "is there a cup ?"
+
+
+def test_processor_and_training_see_the_same_pixels(tuned):
+    picture = render(make_scene(19))
+    seen = tuned[1].image_processor(picture.pil, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(seen, torch.from_numpy(pixels(picture.image)), atol=1e-5, rtol=1e-5)
+
+
+def test_card_meets_every_bar():
+    traits = {row["trait"]: row for row in card()["traits"]}
+    assert set(BARS) <= set(traits)
+    missed = {name: row["mean"] for name, row in traits.items() if row["met"] is False}
+    assert not missed
+
+
+def test_traits_measured_again_lie_near_the_card(tuned):
+    traits = {row["trait"]: row for row in card()["traits"]}
+    for kind in ("colour", "number", "position"):
+        samples = skill_set(kind, 100, "val", world=World.from_dict(card()["recipe"]["world"]))
+        right = (
+            sum(text.split()[:1] == [s.answer] for s, text in zip(samples, answer(tuned, samples), strict=True)) / 100
+        )
+        assert abs(right - traits[f"seen_{kind}"]["mean"]) < 0.15  # about four standard errors of 100 questions
+
+
+def test_it_looks_at_the_picture(tuned):
+    samples = skill_set("colour", 60, "test")
+    told = [answer(tuned, some) for some in (samples, without_picture(samples))]
+    right = [sum(text.split()[:1] == [s.answer] for s, text in zip(samples, texts, strict=True)) for texts in told]
+    assert right[0] > 2 * right[1]
+
+
+def test_patch_truth_names_the_thing_that_covers_the_patch():
+    scene = next(s for s in map(make_scene, split_seeds("test", 50)) if len(s.things) == 1)
+    truth = patch_truth(scene, render(scene).segmentation, 8)
+    thing, found = scene.things[0], truth[truth[:, 0] > 0]
+    assert len(found) and set(found[:, 0]) == {CATEGORIES.index(thing.category) + 1}
+    assert (truth[truth[:, 0] == 0, 1:5] == -100).all()
+    nearest = int(thing.y * 8) * 8 + int(thing.x * 8)
+    assert truth[nearest, 0] == CATEGORIES.index(thing.category) + 1
+
+
+def test_row_weighs_answers_and_their_ends_only():
+    words = Words.of_the_world()
+    row = Row(words, 12, 0.0)
+    assert row.turn("a cup ?", "yes") and not row.turn("what color is the cup ?", "red")
+    ids, weights = row.padded()
+    assert weights.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    assert ids.tolist()[5:8] == [words.ids["yes"], words.ids["<eos>"], 0]
+
+
+def test_rows_are_made_from_their_seed_and_true():
+    words = Words.of_the_world()
+    rows = [language_row(words, 5, 128, World(), 0.1, 0.0) for _ in range(2)]
+    assert (rows[0][0] == rows[1][0]).all() and rows[0][0].max() < len(words.ids)
+    assert set(SENTENCE_CUE.split()) <= set(language.vocabulary())
+
+
+def test_decoder_starts_out_attending_to_the_word_before():
+    decoder = make_decoder(Recipe(), 250)
+    decoder.set_attn_implementation("eager")
+    ids = torch.randint(6, 250, (2, 20), generator=torch.Generator().manual_seed(0))
+    attention = decoder(input_ids=ids, output_attentions=True).attentions[0]
+    before = attention[:, 0].diagonal(offset=-1, dim1=-2, dim2=-1)
+    assert before[:, 3:].mean() > 0.8
+
+
+def test_bars_are_judged_on_both_sides():
+    import pandas as pd
+
+    traits = pd.DataFrame(
+        {"trait": ["skill_drop", "skill_drop", "cold_seconds", "told"], "mean": [30.0, 70.0, 2.0, 0.1]}
+    )
+    assert judged(traits)["met"].tolist() == [True, False, True, None]
+
+
+def test_a_tiny_family_grows_and_keeps_its_growth(tmp_path):
+    files = grow(tmp_path, TINY, progress=lambda line: None, card_scenes=0)
+    steps = growth_steps(tmp_path)
+    assert steps[-1] == TINY.align_steps + TINY.tune_steps and len(steps) >= 4
+    for name in MEMBERS:
+        text = answer(load_organism(name, files), caption_set(1, "test"), 4)[0]
+        assert isinstance(text, str) and set(mentions(text)) <= set(CATEGORIES)
+    last, final = load_growth(tmp_path, steps[-1])[0], load_organism("tuned", files)[0]
+    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), final.parameters(), strict=True))
+    assert json.loads((tmp_path / "grown.json").read_text())["recipe_hash"] == TINY.hash
+    with pytest.raises(UserError, match="another folder"):
+        grow(tmp_path, Recipe(seed=2), progress=lambda line: None)
+
+
+def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from chiasm.models.organism import loop
+
+    class Killed(Exception):
+        pass
+
+    def train(folder, fatal=None):
+        folder.mkdir(exist_ok=True)
+        options = {"save_seconds": 0.0, "log_steps": 1, "workers": 0}
+        real = loop.run_stage
+
+        def run(name, where, modules, optimisers, make_batch, loss_of, **given):
+            def maybe(batch, step):
+                if step == fatal:
+                    raise Killed
+                return loss_of(batch, step)
+
+            return real(name, where, modules, optimisers, make_batch, maybe, **given, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("chiasm.models.organism.speech.run_stage", run)
+            grow_language(TINY, folder, progress=lambda line: None)
+
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", fatal=4)
+    train(tmp_path / "killed")
+    whole, resumed = (load_file(tmp_path / name / "language.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
