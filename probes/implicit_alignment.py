@@ -23,7 +23,7 @@ TEXT = {
     "all": ("bos", "system", "before", "after", "answer", "generated"),
 }
 INTERVALS = (1, 2, 4, 8)
-KEPT_BYTES = 1 << 28
+KEPT, KEPT_BYTES = 256, 1 << 28
 
 
 class ImplicitAlignment(Probe):
@@ -82,7 +82,7 @@ class ImplicitAlignment(Probe):
     ):
         """text: which tokens are T: "after" the first picture with the answer, or "all" text. groups: names of the data
         sets, if there are several: a sample says its own in `truth["group"]`. keep: at most so many samples' pooled states
-        are kept, for what needs pairs of samples (default: 512, or as many as fit 256 MB). Raises ValueError."""
+        are kept, for what needs pairs of samples (default: 256, or as many as fit 256 MB). Raises ValueError."""
         super().__init__()
         if text not in TEXT:
             raise ValueError(f"text {text!r} is not one of {', '.join(TEXT)}")
@@ -100,7 +100,7 @@ class ImplicitAlignment(Probe):
         self.n_states = layers
         self.fitting = tuple(n for n in self.intervals if n <= anatomy.n_layers)
         row = 2 * layers * width + 2
-        self._kept = Kept(self.keep or max(2, min(512, KEPT_BYTES // (4 * row))), row)
+        self._kept = Kept(self.keep or max(2, min(KEPT, KEPT_BYTES // (4 * row))), row)
         blocks = sets * BLOCKS
         self.add_sum("count", blocks, dtype=torch.long)
         self.add_sum("unit_sum", blocks, 2, 2, 2, layers, width)  # raw / without outliers, avg / mean, P / T

@@ -21,16 +21,18 @@ def centred_units(pooled: Tensor, variant: str) -> Tensor:
     return units(pooled - (mean.mean(1, keepdim=True) if variant == "centred_both" else mean))
 
 
-def pair_matrix(vectors: Tensor) -> Tensor:
-    """Cosines of every picture with every text: (n, 2, layers, D) unit vectors -> (layers, n, n)."""
-    return torch.einsum("ild,jld->lij", vectors[:, 0], vectors[:, 1])
+def _by_layer(vectors: Tensor) -> Iterator[Tensor]:
+    """Cosines of every picture with every text, (n, n) a layer, from unit vectors (n, 2, layers, D). One layer at a time:
+    all of them at once would make the peak of memory grow with the number of samples."""
+    for layer in range(vectors.shape[2]):
+        yield vectors[:, 0, layer] @ vectors[:, 1, layer].T
 
 
 def pair_spread(vectors: Tensor) -> Tensor:
     """Standard deviation between all n x n pairs, by layer."""
     if len(vectors) < 2:
         return vectors.new_full((vectors.shape[2],), torch.nan)
-    return pair_matrix(vectors).flatten(1).std(1)
+    return torch.stack([pairs.std() for pairs in _by_layer(vectors)])
 
 
 def permutation_p(vectors: Tensor, permutations: int, seed: int) -> Tensor:
@@ -42,15 +44,14 @@ def permutation_p(vectors: Tensor, permutations: int, seed: int) -> Tensor:
     if n < 2:
         return vectors.new_full((layers,), torch.nan)
     generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.rand(permutations, n, generator=generator).argsort(1)  # (R, n)
-    pairs = pair_matrix(vectors)
-    own = pairs.diagonal(dim1=1, dim2=2).mean(1)
-    rows = torch.arange(n)
-    # permutations that change nothing must count as reaching the value, whatever the order of summation
-    hits = torch.stack(
-        [(layer[rows, shuffled].mean(1) >= value - 1e-12).sum() for layer, value in zip(pairs, own, strict=True)]
-    )
-    return (1 + hits.double()) / (1 + permutations)
+    shuffled = torch.stack([torch.randperm(n, generator=generator) for _ in range(permutations)]).to(torch.int32)
+    hits = []
+    for pairs in _by_layer(vectors):
+        # permutations that change nothing must count as reaching the value, whatever the order of summation
+        least = pairs.diagonal().mean() - 1e-12
+        chance = [pairs.gather(1, part.T.long()).mean(0) for part in shuffled.split(200)]
+        hits.append((torch.cat(chance) >= least).sum())
+    return (1 + torch.stack(hits).double()) / (1 + permutations)
 
 
 def retrieval(vectors: Tensor) -> Iterator[tuple[str, int, Estimate]]:
@@ -62,12 +63,12 @@ def retrieval(vectors: Tensor) -> Iterator[tuple[str, int, Estimate]]:
     n = len(vectors)
     if n < 2:
         return
-    pairs = pair_matrix(vectors)
-    for pair, table in (("P-T", pairs), ("T-P", pairs.transpose(1, 2))):
-        own = table.diagonal(dim1=1, dim2=2)[..., None]
-        tied = (table - own).abs() <= 1e-12
-        above = ((table > own) & ~tied).sum(2)
+    for turn, pair in enumerate(("P-T", "T-P")):
+        ranks = []
+        for pairs in _by_layer(vectors):
+            apart = (pairs.T if turn else pairs) - pairs.diagonal()[:, None]
+            ranks.append(torch.stack([(apart > 1e-12).sum(1), (apart.abs() <= 1e-12).sum(1)]))
+        above, tied = torch.stack(ranks, 1)  # (layers, n) each
         for k in TOP:
             if k < n:
-                share = ((k - above) / tied.sum(2)).clamp(0, 1)
-                yield pair, k, proportion(share)
+                yield pair, k, proportion(((k - above) / tied).clamp(0, 1))
