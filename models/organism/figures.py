@@ -79,7 +79,7 @@ def draw_learning(folder: Path):
     right.plot(spoken["step"], skill, color=INK["purple"], linestyle="--", label="text-only skill")
     right.set(title="decoder, before it sees", xlabel="steps")
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -114,7 +114,7 @@ def draw_skills(traits: pd.DataFrame):
     """Accuracy with the right picture, another, none, and of blind guessing; skills before and after tuning."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 3.8), sharey=True)
     kinds = ("existence", "colour", "number", "position")
     bars = {"its picture": ["pope_random", *[f"seen_{k}" for k in kinds[1:]]],
             "another picture": [f"other_picture_{k}" for k in kinds],
@@ -135,7 +135,7 @@ def _bars(axes, traits: pd.DataFrame, bars: dict[str, list[str]], kinds, inks) -
         at = [k + (i - (len(bars) - 1) / 2) * width for k in range(len(kinds))]
         axes.bar(at, rows["mean"], width, yerr=spread, color=INK[ink], label=label, error_kw={"linewidth": 0.8})
     axes.set_xticks(range(len(kinds)), kinds)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(bars))
     axes.spines[["top", "right"]].set_visible(False)
 
 
