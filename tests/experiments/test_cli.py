@@ -455,7 +455,8 @@ def test_odd_pictures_are_used_or_refused_in_one_line(chiasm, model, tmp_path, k
 @pytest.fixture
 def begun(chiasm, model, photos, monkeypatch) -> Path:
     """The folder of an incomplete run."""
-    monkeypatch.setattr("chiasm.probes.measure.check_finite", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    module = sys.modules["chiasm.probes.measure"]  # the package's attribute of this name is the function
+    monkeypatch.setattr(module, "check_finite", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert chiasm("measure", "-m", model, "-d", photos, "-p", PROBE)[0] == 130
     monkeypatch.undo()
     (run,) = list_runs(photos.parent / "runs")

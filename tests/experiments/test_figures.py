@@ -174,11 +174,12 @@ def test_every_mark_is_drawn_by_both():
 
 def test_the_session_of_the_caller_is_left_alone():
     import matplotlib
+    from matplotlib import pyplot
 
-    before = dict(matplotlib.rcParams)
+    before, open_figures = dict(matplotlib.rcParams), pyplot.get_fignums()
     draw_picture(Chart([Panel("t", "x", "y", [Line([0, 1], [0, 1], "a", style.look(0))])], "n = 1"))
     assert dict(matplotlib.rcParams) == before
-    assert not matplotlib.pyplot.get_fignums() if hasattr(matplotlib, "pyplot") else True
+    assert pyplot.get_fignums() == open_figures
 
 
 def test_ticks_and_notes():

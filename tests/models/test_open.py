@@ -99,7 +99,7 @@ def test_refusals(folder, tmp_path, monkeypatch):
     assert "dtype 'int3'" in refusal(folder, dtype="int3")
     assert "either a source" in refusal()
     assert "adapter" in refusal(folder, adapter=tmp_path / "none")
-    assert "organism/nobody" in refusal("organism/nobody")
+    assert "got 'nobody'" in refusal("organism/nobody")
 
 
 def test_a_folder_without_weights_is_refused(folder, tmp_path):
