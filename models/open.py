@@ -41,7 +41,7 @@ def open_vlm(
     if model is None:
         where = pick_device(device)
         asked = {"processor": processor, "revision": revision, "trust_remote_code": trust_remote_code}
-        if str(source).split("/")[0] == "organism" and not Path(source).is_dir():
+        if str(source).split("/")[0] == "organism":  # a folder of that name is written ./organism
             from .organism import load_organism
 
             model, processor = load_organism(str(source).partition("/")[2] or "tuned")

@@ -40,6 +40,13 @@ def test_a_folder_opens_and_answers_as_the_model_that_wrote_it(folder):
     assert one.fingerprint() != two.fingerprint()
 
 
+def test_a_folder_called_organism_does_not_hide_the_bundled_one(tmp_path, monkeypatch):
+    (tmp_path / "organism").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_vlm("organism", device="cpu").anatomy.family == "llava"
+    assert "no config.json" in refusal("./organism")
+
+
 def test_dtype_and_device_are_passed_on(folder):
     vlm = open_vlm(folder, dtype="bf16", device="cpu")
     assert vlm.dtype == torch.bfloat16
