@@ -49,7 +49,7 @@ class Size:
     many: int
 
 
-FULL = Size(rounds=30, long_rounds=7, long=2048, scenes=96, scene_rounds=9, few=200, many=4000)
+FULL = Size(rounds=30, long_rounds=7, long=2048, scenes=384, scene_rounds=5, few=200, many=4000)
 QUICK = Size(rounds=2, long_rounds=1, long=320, scenes=8, scene_rounds=1, few=8, many=24)
 
 
