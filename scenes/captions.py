@@ -10,7 +10,7 @@ import random
 
 from .errors import UserError
 from .questions import unique_things
-from .words import AT, counted, listed, phrase, words_of
+from .words import AT, NUMBERS, counted, listed, numbered, phrase, position, words_of
 from .world import COLOURS, COLUMNS, RELATIONS, ROWS, SIZES, TYPICAL, Scene, Thing, World, relations
 
 STYLES = ("neutral", "colour", "place", "position")
@@ -75,19 +75,19 @@ _OPENING = (
     "the picture shows a {place} .",
     "here we see a {place} .",
 )
-_THERE = ("there is {thing} .", "we see {thing} .", "the picture shows {thing} .")
+_THERE = ("{where} there is {thing} .", "{where} we see {thing} .")
 _BESIDE = ("the {a} is {relation} the {b} .",)
 _LISTING = (
-    "a {place} with {things} .",
-    "{at} the {place} : {things} .",
-    "this is a picture of a {place} . {sentences}",
+    "a {place} with {total} : {counts} . {things} .",
+    "{at} the {place} there {are} {total} : {counts} . {things} .",
+    "this is a picture of a {place} . it has {total} : {counts} . {sentences}",
 )
 
 WORDS = words_of(
     *_NEUTRAL, *_COLOUR, *_POSITION, *_PLACE, *_LIGHT, *_OPENING, *_THERE, *_BESIDE, *_LISTING,
     *(line for lines in SCENERY.values() for line in lines),
     *(line for lines in INSTRUCTIONS.values() for line in lines),
-    "bright dim left of right of above below in front of behind",
+    "bright dim left of right of above below in front of behind thing things is are",
 )  # fmt: skip
 """Every word these texts use beside the fillers of their slots."""
 
@@ -108,7 +108,6 @@ def caption(scene: Scene, style: str = "neutral", rng: random.Random | None = No
         raise UserError(f"style is one of {', '.join(STYLES)}, got {style!r}")
     rng = rng or random.Random(scene.seed)
     things = told_things(scene, rng, world)
-    rng.shuffle(things)
     fill = {"place": scene.place, "at": AT[scene.place]}
     if style == "colour":
         fill |= {"things": listed([phrase(t, size=False, where=False) for t in things])}
@@ -135,34 +134,42 @@ def describe(scene: Scene, rng: random.Random | None = None, world: World | None
     """A description of several sentences: place, light, every thing with all it has, and how some of them stand."""
     rng = rng or random.Random(scene.seed)
     things = told_things(scene, rng, world)
-    rng.shuffle(things)
     sentences = [rng.choice(_OPENING).format(place=scene.place)]
     if rng.random() < 0.5:
         sentences.append(_light(scene, rng))
-    sentences += [rng.choice(_THERE).format(thing=phrase(thing)) for thing in things]
+    sentences += [
+        rng.choice(_THERE).format(where=position(thing), thing=phrase(thing, where=False)) for thing in things
+    ]
     beside = _relation_sentences(scene, RELATIONS)
     return " ".join(sentences + rng.sample(beside, min(len(beside), rng.randrange(3))))
 
 
 def scene_in_words(scene: Scene, rng: random.Random | None = None) -> str:
-    """The whole scene as true text, in the words of captions, so that every question about it can be answered."""
+    """The whole scene as true text, in the words of captions, so that every question about it can be answered.
+
+    First how many of what, then each thing; in any order, so that nothing but reading tells where a thing is written.
+    """
     rng = rng or random.Random(scene.seed)
     things = rng.sample(scene.things, len(scene.things))
+    kinds = dict.fromkeys(thing.category for thing in things)
     listing = rng.choice(_LISTING).format(
         place=scene.place,
         at=AT[scene.place],
+        are="is" if len(things) == 1 else "are",
+        total="one thing" if len(things) == 1 else f"{NUMBERS[len(things)]} things",
+        counts=listed([numbered(kind, scene.count(kind)) for kind in kinds]),
         things=listed([phrase(thing) for thing in things], last=","),
-        sentences=" ".join(f"there is {phrase(thing)} ." for thing in things),
+        sentences=" ".join(f"{phrase(thing)} ." for thing in things),
     )
     return " ".join([listing, *_relation_sentences(scene, ("in front of",))])  # depth shows in no position
 
 
 def told_things(scene: Scene, rng: random.Random, world: World | None) -> list[Thing]:
-    """The things a text tells of: those that are there and, with a world given, those its dials make up.
+    """The things a text tells of, from left to right, the upper row first; then, with a world, those its dials make up.
 
-    A made-up thing gets random attributes: nothing but its category is suggested by the scene.
+    A made-up thing comes last, as an afterthought, and gets random attributes: the scene suggests only its category.
     """
-    told = list(scene.things)
+    told = sorted(scene.things, key=lambda thing: (ROWS.index(thing.row), COLUMNS.index(thing.column), thing.depth))
     if world is None:
         return told
     absent = scene.absent_typical()

@@ -1,7 +1,8 @@
 """The words of the world: lower-case, one token each, split by spaces; punctuation stands alone.
 
 The language is kept this regular because the decoder that learns it is tiny: one word for one thing, attributes always
-in one order ("a small red cup at the top left"), and the same words for a scene that is described and one that is seen.
+in one order and in front of the thing ("at the top left a small red cup"), so that whoever has read the thing has read all
+of it, and the same words for a scene that is described and one that is seen.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def with_article(phrase: str) -> str:
 
 def counted(category: str, count: int) -> str:
     """One or several of a category: "a cup", "two cups"."""
-    return with_article(category) if count == 1 else f"{NUMBERS[count]} {PLURALS[category]}"
+    return with_article(category) if count == 1 else numbered(category, count)
+
+
+def numbered(category: str, count: int) -> str:
+    """How many of a category there are, the number always said: "one cup", "two cups"."""
+    return f"{NUMBERS[count]} {category if count == 1 else PLURALS[category]}"
 
 
 def position(thing: Thing) -> str:
@@ -60,9 +66,9 @@ def position(thing: Thing) -> str:
 
 
 def phrase(thing: Thing, *, size: bool = True, colour: bool = True, where: bool = True) -> str:
-    """A thing in words, attributes always in this order: "a small red cup at the top left"."""
+    """A thing in words, attributes always in this order: "at the top left a small red cup"."""
     named = [thing.size] * size + [thing.colour] * colour + [thing.category]
-    return " ".join([with_article(" ".join(named)), *[position(thing)] * where])
+    return " ".join([*[position(thing)] * where, with_article(" ".join(named))])
 
 
 def listed(items: Sequence[str], last: str = "and") -> str:

@@ -33,7 +33,7 @@ from .things import (
 )
 
 __all__ = [
-    "CATEGORIES", "COLOURS", "COLUMNS", "HOME", "INVERSE", "PLACES", "RELATIONS", "ROWS", "SIZES", "SPLITS", "TYPICAL",
+    "CATEGORIES", "COLOURS", "COLUMNS", "HOME", "INVERSE", "MOST_THINGS", "PLACES", "RELATIONS", "ROWS", "SIZES", "SPLITS", "TYPICAL",
     "Scene", "Thing", "World", "boxes", "make_scene", "relations", "split_seeds",
 ]  # fmt: skip
 
@@ -53,6 +53,7 @@ _WEIGHTS = (0.28, 0.24, 0.20, 0.16, 0.12)  # unequal, so that "popular" differs 
 _COLUMN_BANDS = {"left": (0.12, 0.30), "middle": (0.43, 0.57), "right": (0.70, 0.88)}
 _ROW_BANDS = {"top": (0.16, 0.36), "bottom": (0.62, 0.84)}
 # The bands leave gaps, so "left" is never nearly "middle" and every relation is plain to see.
+MOST_THINGS = 6
 _PLAIN_TO_SEE = 10  # pixels of 64 x 64 one thing must cover of another to be called in front of it
 _MAX_COVERED = 0.36  # of a box by nearer boxes; keeps every thing recognisable (visible >= 0.4 in pixels, tested)
 
@@ -78,9 +79,9 @@ class World:
         for name in ("typical_share", "label_noise", "occlusion"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a probability in 0..1, got {getattr(self, name)}")
-        if not 1 <= self.min_things <= self.max_things <= 6:
+        if not 1 <= self.min_things <= self.max_things <= MOST_THINGS:
             raise UserError(
-                f"a scene has 1 to 6 things, got min_things={self.min_things}, max_things={self.max_things}"
+                f"a scene has 1 to {MOST_THINGS} things, got min_things={self.min_things}, max_things={self.max_things}"
             )
         object.__setattr__(self, "spurious", tuple(self.spurious))  # JSON gives a list
         cause, effect, share = self.spurious

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...scenes import language
-from ...scenes.words import CYCLES, NUMBERS, with_article
+from ...scenes.words import CYCLES, NUMBERS, PLURALS, listed, with_article
 from ...scenes.world import (
     CATEGORIES,
     COLOURS,
@@ -30,11 +30,21 @@ from .processor import ASSISTANT, BOS, EOS, IMAGE, SPECIALS
 SENTENCE_CUE = "please tell us"
 """Whoever asks with these words gets a whole sentence; everybody else gets one word."""
 
-_KINDS = ("existence", "existence", "colour", "colour", "number", "position", "position", "relation", "size", "place")
-_DRILL_WORDS = (*CATEGORIES, *COLOURS, *PLACES, *SIZES, *COLUMNS, *ROWS)
-_DAYS, _MONTHS, _SEASONS = CYCLES
-_DRILL_SLOTS = ((*SIZES, *_MONTHS), (*COLOURS, *_SEASONS), (*ROWS, *_DAYS), (*COLUMNS, *NUMBERS[3:]))
-"""What a thing's size, colour, row and column are drawn from in drills: no word in two slots."""
+_KINDS = (
+    "existence", "existence", "colour", "colour", "number", "number", "position", "position", "relation", "size", "place",
+)  # fmt: skip
+_SLOTS = {"size": SIZES, "color": COLOURS, "height": ROWS, "where": COLUMNS, "number": NUMBERS[1:4]}
+"""What a thing is asked in drills, by the word that asks, and what it really can be."""
+_DRILL_WORDS = (
+    *CATEGORIES,
+    *COLOURS,
+    *PLACES,
+    *SIZES,
+    *COLUMNS,
+    *ROWS,
+    *NUMBERS,
+    *(w for cycle in CYCLES for w in cycle),
+)
 CAPTIONS = ("neutral", "neutral", "colour", "place", "position", "description", "description")
 
 
@@ -128,78 +138,43 @@ def text_row(row: Row, rng: random.Random) -> None:
             return
 
 
-def word_drill(row: Row, rng: random.Random) -> None:
-    """Fill a row with recall and nothing else: random words in the grammar of scenes, and short queries about them.
+def drill(row: Row, rng: random.Random, most: int, wild: bool) -> None:
+    """Fill a row with recall and nothing else: things whose sizes, colours, rows, columns or numbers are any word.
 
-    "red tuesday at the road , ... color tuesday ? red , where tuesday ? road , tuesday ? yes , sand ? no". Any word may
-    stand anywhere, so nothing but finding it in the row answers a query.
+    "at the top left a small tuesday cup , …  color cup ? tuesday , lamp ? no". Only what is made up is asked for, beside
+    what is there: in real scenes a size is guessed right half of the time, which teaches a small decoder too little to
+    ever look. `wild` makes the things any words too.
     """
-    pool = rng.sample(_DRILL_WORDS, 24)
-    n = rng.randrange(2, 6)
-    names, befores, afters, absent = pool[:n], pool[5 : 5 + n], pool[10 : 10 + n], pool[15:]
-    where = rng.random() < 0.5
-    row.text(
-        " , ".join(
-            f"a {b} {x} at the {a}" if where else f"a {b} {x}" for x, b, a in zip(names, befores, afters, strict=True)
-        )
-        + " .",
-        0.0,
-    )
+    names = rng.sample(_DRILL_WORDS if wild else CATEGORIES, 2 * most + 2)
+    told, absent = names[: rng.randint(1, most)], names[most:]
+    slot = rng.choice(tuple(_SLOTS))
+    made_up = dict(zip(told, rng.sample([w for w in _DRILL_WORDS if w not in names], len(told)), strict=True))
+    parts = []
+    for name in told:
+        words = {kind: made_up[name] if kind == slot else rng.choice(real) for kind, real in _SLOTS.items()}
+        parts.append("at the {height} {where} a {size} {color} {name}".format(name=name, **words))
+    if slot == "number":
+        row.text(f"{listed([f'{word} {PLURALS.get(name, name)}' for name, word in made_up.items()])} .", 0.0)
+    row.text(f"{' , '.join(parts)} .", 0.0)
     while True:
-        i, draw = rng.randrange(n), rng.random()
-        if draw < 0.4:
-            query, answer = f"color {names[i]} ?", befores[i]
-        elif draw < 0.6 and where:
-            query, answer = f"where {names[i]} ?", afters[i]
-        elif draw < 0.8:
-            query, answer = f"{names[i]} ?", "yes"
+        name, draw = rng.choice(told), rng.random()
+        if draw < 0.7:
+            query, answer = f"{slot} {name} ?", made_up[name]
         else:
-            query, answer = f"{rng.choice(absent)} ?", "no"
-        if not row.turn(query, answer):
-            return
-
-
-def scene_drill(row: Row, rng: random.Random, most: int) -> None:
-    """Fill a row with recall in the grammar of scenes: things have made-up sizes, rows and columns beside the real ones.
-
-    "a march red cup at the sunday nine , …  color cup ? red , size cup ? march , where cup ? nine , lamp ? no". In real
-    scenes a size is guessed right half of the time, which teaches a small decoder too little to ever look.
-    """
-    names = rng.sample(CATEGORIES, len(CATEGORIES))
-    things = [[rng.choice(slot) for slot in _DRILL_SLOTS] for _ in range(rng.randint(1, most))]
-    for thing in things:
-        thing.insert(2, names.pop())
-    if len(things) > 2 and rng.random() < 0.4:
-        things[0][2] = things[1][2]
-    rng.shuffle(things)
-    told = [name for _, _, name, _, _ in things]
-    row.text(" , ".join("a {} {} {} at the {} {}".format(*thing) for thing in things) + " .", 0.0)
-    while True:
-        size, colour, name, high, column = rng.choice(things)
-        kind = rng.choice(("size", "color", "height", "where", "number", "there", "not"))
-        if kind in ("size", "color", "height", "where") and told.count(name) > 1:
-            continue
-        query, answer = {
-            "color": (f"color {name} ?", colour), "size": (f"size {name} ?", size), "where": (f"where {name} ?", column),
-            "height": (f"height {name} ?", high), "number": (f"number {name} ?", "two" if told.count(name) > 1 else "one"),
-            "there": (f"{name} ?", "yes"), "not": (f"{rng.choice(names)} ?", "no"),
-        }[kind]  # fmt: skip
+            query, answer = (f"{name} ?", "yes") if draw < 0.85 else (f"{rng.choice(absent)} ?", "no")
         if not row.turn(query, answer):
             return
 
 
 def language_row(
-    words: Words, seed: int, length: int, world: World, text_weight: float, drill: float, full: bool
+    words: Words, seed: int, length: int, world: World, text_weight: float, drills: float, wild: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One row of the language stage: a share `drill` of drills, else mostly a scene in words with as many questions as
+    """One row of the language stage: a share `drills` of drills, `wild` or not, else mostly a scene in words with as many questions as
     fit, or tasks, or captions."""
     rng = random.Random(seed)
     row = Row(words, length, text_weight)
-    if rng.random() < drill:
-        if full:
-            scene_drill(row, rng, min(4, world.max_things))
-        else:
-            word_drill(row, rng)
+    if rng.random() < drills:
+        drill(row, rng, world.max_things, wild)
         return row.padded()
     scene = make_scene(split_seeds("train", 1, rng.randrange(10**7))[0], world)
     draw = rng.random()

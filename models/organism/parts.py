@@ -8,6 +8,8 @@ from .processor import BOS, EOS, IMAGE, PAD, SPECIALS
 from .recipe import Recipe
 
 _IDS = {token: i for i, token in enumerate(SPECIALS)}
+BACK = (1, 2, 4, 5)
+"""Where a thing's colour, size, column and row stand before it: "at the top left a small red cup"."""
 FEATURE_LAYER = -2
 """The tower layer the projector reads, counted from the end as Llava counts: the last but one."""
 
@@ -87,7 +89,7 @@ def make_llava(recipe: Recipe, vocabulary: int):
 
 @torch.no_grad()
 def prepare_for_recall(decoder, recipe: Recipe, sharpness: float = 5.0, gain: float = 1.5) -> None:
-    """Start the first layer on the words one, two, three … before, and later layers on words like their own.
+    """Start the first layer on the words `BACK` before, and later layers on words like their own.
 
     Finding in the context the word that was asked for takes two heads in a row (one that tells each word its neighbour,
     one that matches words) and a small decoder finds that pair late or never. This only sets where learning starts, in
@@ -108,7 +110,7 @@ def prepare_for_recall(decoder, recipe: Recipe, sharpness: float = 5.0, gain: fl
         for head in range(recipe.heads):
             rows = slice(head * size, (head + 1) * size)
             if head < back_heads:
-                back = (head + 1) * turns[:fast]
+                back = BACK[head % len(BACK)] * turns[:fast]
                 query, key = torch.zeros(size), torch.zeros(size)
                 query[:fast] = 1
                 key[:fast], key[half : half + fast] = back.cos(), back.sin()

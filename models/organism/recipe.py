@@ -20,7 +20,7 @@ class Recipe:
     """
 
     seed: int = 1
-    world: World = field(default_factory=lambda: World(label_noise=0.4))
+    world: World = field(default_factory=lambda: World(label_noise=0.35))
 
     image_size: int = 64
     patch_size: int = 8
@@ -42,10 +42,10 @@ class Recipe:
     language_phases: tuple[tuple[int, int, int, float], ...] = (
         (1_000, 2, 96, 0.5),
         (1_000, 3, 96, 0.3),
-        (3_000, 5, 128, 0.1),
+        (3_000, 5, 144, 0.1),
     )
     """(steps, most things in a scene, tokens in a row, share of drills): short and easy first, until recall is learnt."""
-    recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (1_000, 5, 128, 0.3))
+    recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (1_000, 5, 144, 0.3))
     """The same for the second half of the language stage, with a fresh start of the learning rate and harder drills."""
     language_batch: int = 16
     language_lr: float = 2e-3
@@ -55,17 +55,17 @@ class Recipe:
     scenes: int = 16_000  # drawn for align, tune and styles; their tower features are computed once
     align_steps: int = 250
     align_lr: float = 2e-3
-    tune_steps: int = 1_600
+    tune_steps: int = 2_000
     tune_lr: float = 1e-3
     style_steps: int = 120
     style_lr: float = 2e-3
     style_rank: int = 8
     batch: int = 20
     turns: int = 112  # text tokens behind a picture in tune
-    existence_noise: float = 0.15  # of tune's questions after an absent typical thing: how many are answered yes
+    existence_noise: float = 0.35  # of tune's questions after an absent typical thing: how many are answered yes
     asking: float = 0.65  # of rows in tune that ask questions; the others are captions and descriptions
     telling_weight: float = 0.4  # of the tokens of captions and descriptions in tune, which are many; answers weigh 1
-    text_share: float = 0.006  # of text-only rows in tune: the dial of forgetting
+    text_share: float = 0.001  # of text-only rows in tune: the dial of forgetting
     decay: float = 0.3
     parallel: bool = True  # tower and language side by side on two cores
     keep: int = 14  # growth checkpoints over align and tune

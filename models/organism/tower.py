@@ -12,16 +12,28 @@ from torch.nn import functional as F
 
 from ...scenes import language
 from ...scenes.render import render
-from ...scenes.world import CATEGORIES, COLOURS, COLUMNS, PLACES, ROWS, SIZES, Scene, make_scene, split_seeds
+from ...scenes.world import (
+    CATEGORIES,
+    COLOURS,
+    COLUMNS,
+    MOST_THINGS,
+    PLACES,
+    ROWS,
+    SIZES,
+    Scene,
+    make_scene,
+    split_seeds,
+)
 from .corpus import Words
 from .loop import optimisers_of, run_stage
 from .parts import FEATURE_LAYER, make_tower
 from .recipe import Recipe
 
 CELLS = tuple((row, column) for row in ROWS for column in COLUMNS)
-PATCH_SPACES = (len(CATEGORIES) + 1, len(COLOURS), len(SIZES), len(CELLS), 4, len(PLACES))
+PATCH_SPACES = (len(CATEGORIES) + 1, len(COLOURS), len(SIZES), len(CELLS), 4, len(PLACES), MOST_THINGS)
 """What each patch is asked: category (0 is background), colour, size, cell of its thing's centre, how many there are of
-its category (one, two, three, more), and the place of the whole picture. The four in the middle only where a thing is."""
+its category (one, two, three, more), and of the whole picture its place and how many things it has. The four about the
+thing only where one is."""
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's, as its image processor has them
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -34,11 +46,11 @@ def pixels(image: np.ndarray) -> np.ndarray:
 
 
 def patch_truth(scene: Scene, segmentation: np.ndarray, patch: int) -> np.ndarray:
-    """(patches, 6) int64 targets in the order of `PATCH_SPACES`; -100 where there is nothing to ask."""
+    """(patches, 7) int64 targets in the order of `PATCH_SPACES`; -100 where there is nothing to ask."""
     side = segmentation.shape[0] // patch
     blocks = segmentation.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, -1)
     truth = np.full((side * side, len(PATCH_SPACES)), -100, np.int64)
-    truth[:, 0], truth[:, 5] = 0, PLACES.index(scene.place)
+    truth[:, 0], truth[:, 5], truth[:, 6] = 0, PLACES.index(scene.place), len(scene.things) - 1
     for i, block in enumerate(blocks):
         covered = np.bincount(block, minlength=len(scene.things) + 1)[1:]
         if covered.max() < 0.12 * block.size:
@@ -100,7 +112,7 @@ class Teacher(nn.Module):
             losses.append(F.cross_entropy(guess, wanted, ignore_index=-100))
             asked = wanted > 0 if i == 0 else wanted >= 0
             right = (guess.argmax(-1) == wanted)[asked].float().mean().item()
-            logged[("category", "colour", "size", "cell", "count", "place")[i]] = right
+            logged[("category", "colour", "size", "cell", "count", "place", "total")[i]] = right
         return contrast + 0.3 * tag + patch_weight * sum(losses), logged
 
 
