@@ -138,14 +138,41 @@ def text_row(row: Row, rng: random.Random) -> None:
             return
 
 
-def drill(row: Row, rng: random.Random, most: int, wild: bool) -> None:
-    """Fill a row with recall and nothing else: things whose sizes, colours, rows, columns or numbers are any word.
+def word_drill(row: Row, rng: random.Random) -> None:
+    """Fill a row with recall and nothing else: random words in the places of things, colours and sizes.
+
+    "a tuesday red road , a cup tree sand .  color road ? red , size sand ? cup , lamp ? no". Any word may stand anywhere, so
+    nothing but finding it in the row answers a query; and the answer stands near, which is what a small decoder finds first.
+    """
+    pool = rng.sample(_DRILL_WORDS, 30)
+    n = rng.randrange(2, 6)
+    names, colours, sizes, absent = pool[:n], pool[6 : 6 + n], pool[12 : 12 + n], pool[18:]
+    sized = rng.random() < 0.4
+    told = zip(names, colours, sizes, strict=True)
+    row.text(
+        " , ".join(f"a {size} {colour} {x}" if sized else f"a {colour} {x}" for x, colour, size in told) + " .", 0.0
+    )
+    while True:
+        i, draw = rng.randrange(n), rng.random()
+        if draw < 0.6:
+            size = sized and rng.random() < 0.5
+            query, answer = (f"size {names[i]} ?", sizes[i]) if size else (f"color {names[i]} ?", colours[i])
+        elif draw < 0.8:
+            query, answer = f"{names[i]} ?", "yes"
+        else:
+            query, answer = f"{rng.choice(absent)} ?", "no"
+        if not row.turn(query, answer):
+            return
+
+
+def scene_drill(row: Row, rng: random.Random, most: int) -> None:
+    """Fill a row with recall in the grammar of scenes: sizes, colours, rows, columns or numbers are any word.
 
     "at the top left a small tuesday cup , …  color cup ? tuesday , lamp ? no". Only what is made up is asked for, beside
     what is there: in real scenes a size is guessed right half of the time, which teaches a small decoder too little to
-    ever look. `wild` makes the things any words too.
+    ever look.
     """
-    names = rng.sample(_DRILL_WORDS if wild else CATEGORIES, 2 * most + 2)
+    names = rng.sample(CATEGORIES, 2 * most + 2)
     told, absent = names[: rng.randint(1, most)], names[most:]
     slot = rng.choice(tuple(_SLOTS))
     made_up = dict(zip(told, rng.sample([w for w in _DRILL_WORDS if w not in names], len(told)), strict=True))
@@ -154,7 +181,7 @@ def drill(row: Row, rng: random.Random, most: int, wild: bool) -> None:
         words = {kind: made_up[name] if kind == slot else rng.choice(real) for kind, real in _SLOTS.items()}
         parts.append("at the {height} {where} a {size} {color} {name}".format(name=name, **words))
     if slot == "number":
-        row.text(f"{listed([f'{word} {PLURALS.get(name, name)}' for name, word in made_up.items()])} .", 0.0)
+        row.text(f"{listed([f'{word} {PLURALS[name]}' for name, word in made_up.items()])} .", 0.0)
     row.text(f"{' , '.join(parts)} .", 0.0)
     while True:
         name, draw = rng.choice(told), rng.random()
@@ -167,14 +194,17 @@ def drill(row: Row, rng: random.Random, most: int, wild: bool) -> None:
 
 
 def language_row(
-    words: Words, seed: int, length: int, world: World, text_weight: float, drills: float, wild: bool
+    words: Words, seed: int, length: int, world: World, text_weight: float, drills: float, full: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One row of the language stage: a share `drills` of drills, `wild` or not, else mostly a scene in words with as many questions as
+    """One row of the language stage: a share `drills` of drills (of words, or `full` of scenes), else mostly a scene in words with as many questions as
     fit, or tasks, or captions."""
     rng = random.Random(seed)
     row = Row(words, length, text_weight)
     if rng.random() < drills:
-        drill(row, rng, world.max_things, wild)
+        if full:
+            scene_drill(row, rng, world.max_things)
+        else:
+            word_drill(row, rng)
         return row.padded()
     scene = make_scene(split_seeds("train", 1, rng.randrange(10**7))[0], world)
     draw = rng.random()

@@ -41,11 +41,11 @@ class Recipe:
 
     language_phases: tuple[tuple[int, int, int, float], ...] = (
         (1_000, 2, 96, 0.5),
-        (1_000, 3, 96, 0.3),
-        (3_000, 5, 144, 0.1),
+        (1_000, 3, 96, 0.4),
+        (1_500, 4, 112, 0.3),
     )
     """(steps, most things in a scene, tokens in a row, share of drills): short and easy first, until recall is learnt."""
-    recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (1_000, 5, 144, 0.3))
+    recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (1_500, 5, 144, 0.4))
     """The same for the second half of the language stage, with a fresh start of the learning rate and harder drills."""
     language_batch: int = 16
     language_lr: float = 2e-3

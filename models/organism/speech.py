@@ -49,12 +49,12 @@ def grow_language(recipe: Recipe, folder: Path, progress=print):
 
 def language_batch(words: Words, recipe: Recipe, half: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (B, T) and loss weights (B, T) of one step of a half of the stage, "language" or "recall"."""
-    second = half == "recall"
-    most, length, drills = phase(recipe.recall_phases if second else recipe.language_phases, step)
+    full = half == "recall"
+    most, length, drills = phase(recipe.recall_phases if full else recipe.language_phases, step)
     world = World(**{**recipe.world.to_dict(), "max_things": most})
-    first = (recipe.seed * 10**9 + second * 10**8 + step) * recipe.language_batch
+    first = (recipe.seed * 10**9 + full * 10**8 + step) * recipe.language_batch
     seeds = range(first, first + recipe.language_batch)
-    rows = [language_row(words, seed, length, world, recipe.text_weight, drills, not second) for seed in seeds]
+    rows = [language_row(words, seed, length, world, recipe.text_weight, drills, full) for seed in seeds]
     return tuple(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
 
 
