@@ -44,11 +44,27 @@ def site_names(anatomy: Anatomy) -> list[str]:
     return [*names, "final", "logits"]
 
 
+def linear_sites(anatomy: Anatomy) -> dict[str, nn.Linear]:
+    """The linears of the decoder's blocks, by the site `blocks.i.in.PATH` at which their input (B, T, in) is read.
+
+    Not among `site_names`, as there are many: only a pattern with `.in.` names them.
+    """
+    return {
+        f"blocks.{i}.in.{path}": module
+        for i, block in enumerate(anatomy.blocks)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
 def expand_sites(anatomy: Anatomy, patterns: Sequence[str]) -> list[str]:
     """The sites that the patterns name (`*` matches layers), in forward order; UserError for one that names nothing."""
     known = site_names(anatomy)
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if any(".in." in pattern for pattern in patterns):
+        known += linear_sites(anatomy)
     wanted = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in patterns:
         found = [name for name in known if fnmatchcase(name, pattern)]
         if not found:
             _refuse_site(anatomy, pattern)
@@ -130,7 +146,14 @@ class Recorder:
             if "embed" in wanted:
                 self._keep("embed", states)
 
+        def entering(site: str):
+            return lambda _m, args: self._keep(site, args[0])
+
         yield anatomy.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
+        if any(".in." in site for site in wanted):
+            for site, linear in linear_sites(anatomy).items():
+                if site in wanted:
+                    yield linear.register_forward_pre_hook(entering(site))
         for i, block in enumerate(anatomy.blocks):
             yield from output(block, f"blocks.{i}.resid_post")
             if f"blocks.{i}.attn_out" in wanted:
