@@ -34,6 +34,7 @@ app = typer.Typer(
 EXPERIMENTS = {
     "alignment": "alignment across layers and checkpoints, against skill",
     "forgetting": "attention shift against forgetting of text skill: base, aligned, tuned",
+    "shared_weights": "do image and text tokens use the same weights, and do these carry the model alone",
 }
 """Name of each experiment's module -> what it asks."""
 
