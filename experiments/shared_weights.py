@@ -13,6 +13,7 @@ from ..probes.intervals import mean_over_samples, powers
 from ..probes.measure import measure
 from ..probes.subnetwork import KINDS, pack, removal_mask, weights_removed
 from ..probes.weight_overlap import WeightOverlap
+from ..scenes.benchmarks import scene_samples
 from .figures import shared_weights as figures
 from .lineage import Stage, check_organism, score, seeing_questions, skill_rows
 from .options import open_model
@@ -33,7 +34,7 @@ def run(
     vlm = open_model(model, device=device, dtype=dtype)
     samples = framed_scenes(limit or CALIBRATION, seed) if data is None or data == "scenes" else data
     held, asked = (
-        list(framed_scenes(min(limit or HELD_OUT, HELD_OUT), seed + 1)),
+        list(scene_samples(min(limit or HELD_OUT, HELD_OUT), "val", seed=seed, frame="long")),
         seeing_questions(questions, seed=seed),
     )
     config = {"model": model, "limit": limit, "seed": seed, "questions": questions}
