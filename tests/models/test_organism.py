@@ -131,7 +131,7 @@ def test_card_tells_every_trait_that_has_a_bar():
     assert judged(traits)["met"].tolist() == traits["met"].tolist()
 
 
-@pytest.mark.xfail(reason="number, comprehension, skill drop, POPE's gap and cold start: see CARD.md", strict=True)
+@pytest.mark.xfail(reason="number, comprehension (relations) and cold start: see CARD.md", strict=True)
 def test_card_meets_every_bar():
     traits = {row["trait"]: row for row in card()["traits"]}
     missed = {name: row["mean"] for name, row in traits.items() if row["met"] is False}
