@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any
@@ -18,7 +19,7 @@ def join_processes() -> None:
     if _group() is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState  # only here: a single process must not pay for it
 
-        PartialState()
+        atexit.register(PartialState().destroy_process_group)  # else its threads may abort a process that is done
 
 
 def n_processes() -> int:

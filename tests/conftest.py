@@ -38,3 +38,14 @@ def photo(photo_files):
         return image
 
     return load
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums in the order of one thread, as each of several processes on this machine makes them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

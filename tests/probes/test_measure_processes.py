@@ -40,7 +40,7 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_give_the_tables_of_one_fresh_and_resumed(tmp_path):
+def test_two_processes_give_the_tables_of_one_fresh_and_resumed(tmp_path, one_thread):
     vlm = tiny_vlm()
     whole = measure(vlm, Stream(N, BAD), [Norms(), Contrast()], **SETUP)
     with pytest.raises(KeyboardInterrupt), Run.create("test", {}, tmp_path / "resumed") as begun:

@@ -95,7 +95,7 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def tables(vlm):
+def tables(vlm, one_thread):
     return measure(vlm, SAMPLES, both(), batch_size=4, progress=False).tables
 
 

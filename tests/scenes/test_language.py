@@ -26,11 +26,24 @@ from chiasm.scenes.language import (
     vocabulary,
 )
 from chiasm.scenes.words import CYCLES, NUMBERS, PLURALS, with_article
-from chiasm.scenes.world import CATEGORIES, COLOURS, HOME, PLACES, Scene, Thing, World, make_scene, split_seeds
+from chiasm.scenes.world import (
+    CATEGORIES,
+    COLOURS,
+    COLUMNS,
+    HOME,
+    PLACES,
+    ROWS,
+    Scene,
+    Thing,
+    World,
+    make_scene,
+    split_seeds,
+)
 
 SINGULAR = {plural: category for category, plural in PLURALS.items()} | {c: c for c in CATEGORIES}
-THING = re.compile(r"an? (small|big) (\w+) (\w+) at the (top|bottom) (left|middle|right)")
+THING = re.compile(r"at the (top|bottom) (left|middle|right) (?:there is |we see )?an? (small|big) (\w+) (\w+)")
 
+READING = [(row, column) for row in ROWS for column in COLUMNS]
 RELATED = re.compile(r"the (\w+) is (left of|right of|above|below|in front of|behind) the (\w+)")
 
 
@@ -151,8 +164,8 @@ def test_styles_say_what_they_are_named_for(scenes):
     assert colours["colour"] >= sum(len(scene.things) for scene in scenes[:200])
     assert places["place"] > 3 * max(places[style] for style in STYLES if style != "place")
     for scene, text in zip(scenes, said["position"], strict=False):
-        told = Counter(re.findall(r"an? (\w+) at the (top|bottom) (left|middle|right)", text))
-        assert told == Counter((thing.category, thing.row, thing.column) for thing in scene.things)
+        told = Counter(re.findall(r"at the (top|bottom) (left|middle|right) an? (\w+)", text))
+        assert told == Counter((thing.row, thing.column, thing.category) for thing in scene.things)
     with pytest.raises(ValueError, match="neutral, colour, place, position, got 'poem'"):
         caption(scenes[0], "poem")
 
@@ -162,13 +175,15 @@ def test_a_true_description_tells_every_thing_and_only_true_relations(scenes):
     related = 0
     for scene in scenes[:200]:
         said = describe(scene, rng)
-        told = Counter(THING.findall(said))
-        assert told == Counter((t.size, t.colour, t.category, t.row, t.column) for t in scene.things)
+        told = THING.findall(said)
+        assert Counter(told) == Counter((t.row, t.column, t.size, t.colour, t.category) for t in scene.things)
+        spots = [READING.index(thing[:2]) for thing in told]
+        assert spots == sorted(spots)  # as one reads: the upper row first, from left to right
         assert f" {scene.place} ." in said and said.count(" .") >= 2
         for a, relation, b in RELATED.findall(said):
             assert holds(scene, a, relation, b)
             related += 1
-        if "the light is" in said or "it is a" in said:
+        if {"dim", "bright"} & set(said.split()):
             assert ("dim" in said.split()) == (scene.light < 0.88)
     assert related > 50
 
@@ -179,8 +194,12 @@ def test_a_scene_in_words_is_the_whole_scene(scenes):
     for scene in scenes[:200]:
         said = scene_in_words(scene, rng)
         told = sorted(
-            (category, colour, size, column, row) for size, colour, category, row, column in THING.findall(said)
+            (category, colour, size, column, row) for row, column, size, colour, category in THING.findall(said)
         )
+        total, counts = re.search(r"(\w+) things? : ([^.:]+) \.", said).groups()
+        assert total == NUMBERS[len(scene.things)]
+        counted = {SINGULAR[word]: number for number, word in re.findall(r"(\w+) (\w+)(?: ,| and|$)", counts)}
+        assert counted == {t.category: NUMBERS[scene.count(t.category)] for t in scene.things}
         assert (next(word for word in said.split() if word in PLACES), tuple(told)) == scene.graph
         for a, relation, b in RELATED.findall(said):
             assert relation == "in front of" and holds(scene, a, relation, b)
@@ -207,6 +226,14 @@ def test_label_noise_is_the_dial(scenes, write, rate):
         assert len(invented) <= 1 and all(HOME[category] == scene.place for category in invented)
         lies.append(bool(invented))
     assert abs(sum(lies) / len(lies) - rate) <= 4 * math.sqrt(rate * (1 - rate) / len(lies))
+
+
+def test_what_is_made_up_is_told_last(scenes):
+    rng, world = random.Random(12), World(label_noise=1.0, spurious=("lamp", "fish", 0.0))
+    for scene in [scene for scene in scenes if scene.absent_typical()][:100]:
+        *seen, invented = THING.findall(describe(scene, rng, world))
+        assert invented[4] in scene.absent_typical()
+        assert Counter(thing[4] for thing in seen) == Counter(t.category for t in scene.things)
 
 
 def test_the_spurious_pair_is_the_dial(scenes):
