@@ -193,18 +193,39 @@ def scene_drill(row: Row, rng: random.Random, most: int) -> None:
             return
 
 
+def relation_drill(row: Row, rng: random.Random, world: World) -> None:
+    """Fill a row with a scene in words, or only where its things are, and questions that compare two of them.
+
+    Most need to find one thing, some both; among questions of all kinds they are too few for a small decoder to find that.
+    """
+    scene, asked = None, None
+    while asked is None:
+        scene = make_scene(split_seeds("train", 1, rng.randrange(10**7))[0], world)
+        asked = language.short_query(scene, "relation", rng)
+    bare = rng.random() < 0.5
+    row.text(language.caption(scene, "position", rng) if bare else language.scene_in_words(scene, rng))
+    while True:
+        asked = (language.short_query if rng.random() < 0.5 else language.question)(scene, "relation", rng)
+        if bare and {"front", "behind"} & set(asked.text.split()):  # it does not say who covers whom
+            asked = language.short_query(scene, rng.choice(("existence", "position")), rng)
+        if asked is not None and not row.turn(asked.text, asked.answer):
+            return
+
+
 def language_row(
-    words: Words, seed: int, length: int, world: World, text_weight: float, drills: float, full: bool
+    words: Words, seed: int, length: int, world: World, text_weight: float, drills: float, drilled: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One row of the language stage: a share `drills` of drills (of words, or `full` of scenes), else mostly a scene in words with as many questions as
-    fit, or tasks, or captions."""
+    """One row of the language stage: a share `drills` of drills ("words", "scenes" or "relations"), else mostly a scene in
+    words with as many questions as fit, or tasks, or captions."""
     rng = random.Random(seed)
     row = Row(words, length, text_weight)
     if rng.random() < drills:
-        if full:
+        if drilled == "words":
+            word_drill(row, rng)
+        elif drilled == "scenes":
             scene_drill(row, rng, world.max_things)
         else:
-            word_drill(row, rng)
+            relation_drill(row, rng, world)
         return row.padded()
     scene = make_scene(split_seeds("train", 1, rng.randrange(10**7))[0], world)
     draw = rng.random()

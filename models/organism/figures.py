@@ -100,7 +100,7 @@ def draw_growth(growth: pd.DataFrame, aligned: int):
     for axes, title, ylabel in ((left, "long descriptions", "share"), (right, "questions", "share right")):
         axes.axvline(aligned, color="0.6", linestyle=":", label="tuning begins")
         axes.set(title=title, xlabel="steps of align and tune", ylabel=ylabel, ylim=(0, 1.02))
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -99,7 +99,7 @@ def grow(
 
 def first_stages(recipe: Recipe, out: Path, n_words: int, progress) -> tuple:
     """Tower and language: in two processes where there are two cores, else one after the other."""
-    jobs = {"tower": grow_tower, "recall": grow_language}
+    jobs = {"tower": grow_tower, "relations": grow_language}
     missing = [name for name in jobs if not (out / f"{name}.safetensors").exists()]
     if len(missing) == 2 and (os.cpu_count() or 1) > 1 and recipe.parallel:
         context = multiprocessing.get_context("spawn")
@@ -116,7 +116,7 @@ def first_stages(recipe: Recipe, out: Path, n_words: int, progress) -> tuple:
 
 def _alone(name: str, recipe: Recipe, out: Path, told: Told) -> None:
     torch.set_num_threads(1)
-    {"tower": grow_tower, "recall": grow_language}[name](recipe, out, told)
+    {"tower": grow_tower, "relations": grow_language}[name](recipe, out, told)
 
 
 def settle_recipe(out: Path, recipe: Recipe) -> None:
@@ -131,7 +131,7 @@ def settle_recipe(out: Path, recipe: Recipe) -> None:
 
 def provenance(out: Path, recipe: Recipe) -> dict:
     """Recipe, versions and seconds of each stage."""
-    stages = ("tower", "language", "recall", "align", "tune", *STYLES)
+    stages = ("tower", "language", "recall", "relations", "align", "tune", *STYLES)
     return {
         "recipe_hash": recipe.hash,
         "recipe": recipe.to_dict(),

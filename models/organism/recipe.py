@@ -33,11 +33,12 @@ class Recipe:
     mlp_width: int = 384
     rope_theta: float = 10_000.0
 
-    tower_steps: int = 1_800
+    tower_steps: int = 2_800
     tower_batch: int = 64
     tower_lr: float = 1e-3
     tower_matrix_lr: float = 3e-3
     patch_weight: float = 1.0  # of the patch loss, beside the contrastive and the tag loss at 1
+    count_weight: float = 3.0  # of the two patch losses that count: patches must look beyond themselves for them
 
     language_phases: tuple[tuple[int, int, int, float], ...] = (
         (1_000, 2, 96, 0.5),
@@ -46,7 +47,9 @@ class Recipe:
     )
     """(steps, most things in a scene, tokens in a row, share of drills): short and easy first, until recall is learnt."""
     recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (1_500, 5, 144, 0.4))
-    """The same for the second half of the language stage, with a fresh start of the learning rate and harder drills."""
+    """The same for the second part of the language stage, with a fresh start of the learning rate and harder drills."""
+    relation_phases: tuple[tuple[int, int, int, float], ...] = ((800, 3, 96, 0.6), (1_200, 5, 144, 0.5))
+    """The third part: drills that compare two things."""
     language_batch: int = 16
     language_lr: float = 2e-3
     matrix_lr: float = 4e-3  # of Muon, which trains the decoder's matrices in the language stage
@@ -73,7 +76,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.world, dict):
             object.__setattr__(self, "world", World.from_dict(self.world))
-        for name in ("language_phases", "recall_phases"):
+        for name in ("language_phases", "recall_phases", "relation_phases"):
             object.__setattr__(self, name, tuple(tuple(phase) for phase in getattr(self, name)))
 
     @classmethod

@@ -21,7 +21,7 @@ GATE = 0.95
 
 
 def grow_language(recipe: Recipe, folder: Path, progress=print):
-    """Train the decoder, in two halves; returns it (`LlamaForCausalLM`)."""
+    """Train the decoder, in three parts; returns it (`LlamaForCausalLM`)."""
     words = Words.of_the_world()
     decoder = make_decoder(recipe, len(words.ids))
     probe = skill_rows(words, 20), comprehension_rows(words, 25, recipe.world)
@@ -31,7 +31,7 @@ def grow_language(recipe: Recipe, folder: Path, progress=print):
         return scores | {f"told_{k}": v for k, v in score(decoder, probe[1]).items()}
 
     decoder.train()
-    for name, phases in (("language", recipe.language_phases), ("recall", recipe.recall_phases)):
+    for name, (phases, _) in parts_of(recipe).items():
         run_stage(
             name,
             folder,
@@ -47,14 +47,23 @@ def grow_language(recipe: Recipe, folder: Path, progress=print):
     return decoder
 
 
-def language_batch(words: Words, recipe: Recipe, half: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (B, T) and loss weights (B, T) of one step of a half of the stage, "language" or "recall"."""
-    full = half == "recall"
-    most, length, drills = phase(recipe.recall_phases if full else recipe.language_phases, step)
+def parts_of(recipe: Recipe) -> dict[str, tuple[tuple, str]]:
+    """The parts of the stage in their order: name → phases, and what is drilled."""
+    return {
+        "language": (recipe.language_phases, "words"),
+        "recall": (recipe.recall_phases, "scenes"),
+        "relations": (recipe.relation_phases, "relations"),
+    }
+
+
+def language_batch(words: Words, recipe: Recipe, part: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, T) and loss weights (B, T) of one step of a part of the stage."""
+    phases, drilled = parts_of(recipe)[part]
+    most, length, drills = phase(phases, step)
     world = World(**{**recipe.world.to_dict(), "max_things": most})
-    first = (recipe.seed * 10**9 + full * 10**8 + step) * recipe.language_batch
+    first = (recipe.seed * 10**9 + list(parts_of(recipe)).index(part) * 10**8 + step) * recipe.language_batch
     seeds = range(first, first + recipe.language_batch)
-    rows = [language_row(words, seed, length, world, recipe.text_weight, drills, full) for seed in seeds]
+    rows = [language_row(words, seed, length, world, recipe.text_weight, drills, drilled) for seed in seeds]
     return tuple(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
 
 

@@ -34,6 +34,8 @@ PATCH_SPACES = (len(CATEGORIES) + 1, len(COLOURS), len(SIZES), len(CELLS), 4, le
 """What each patch is asked: category (0 is background), colour, size, cell of its thing's centre, how many there are of
 its category (one, two, three, more), and of the whole picture its place and how many things it has. The four about the
 thing only where one is."""
+COUNTING = (4, 6)
+"""The two of them that count."""
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's, as its image processor has them
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -93,7 +95,7 @@ class Teacher(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.patch = nn.ModuleList(nn.Linear(width, n) for n in PATCH_SPACES)
 
-    def forward(self, seen, captions, truth, patches, patch_weight):
+    def forward(self, seen, captions, truth, patches, recipe):
         """Loss and what to log, from the tower's output with hidden states; captions (B, 48) word ids."""
         spoken = self.words(captions).sum(1) / (captions > 0).sum(1, keepdim=True)
         spoken, viewed = F.normalize(self.caption(spoken), dim=-1), F.normalize(self.image(seen.pooler_output), dim=-1)
@@ -109,11 +111,12 @@ class Teacher(nn.Module):
         losses, logged = [], {"retrieval": (logits.argmax(1) == own).float().mean().item()}
         for i, head in enumerate(self.patch):
             guess, wanted = head(features).flatten(0, 1), patches[..., i].flatten()
-            losses.append(F.cross_entropy(guess, wanted, ignore_index=-100))
+            weight = recipe.count_weight if i in COUNTING else 1.0
+            losses.append(weight * F.cross_entropy(guess, wanted, ignore_index=-100))
             asked = wanted > 0 if i == 0 else wanted >= 0
             right = (guess.argmax(-1) == wanted)[asked].float().mean().item()
             logged[("category", "colour", "size", "cell", "count", "place", "total")[i]] = right
-        return contrast + 0.3 * tag + patch_weight * sum(losses), logged
+        return contrast + 0.3 * tag + recipe.patch_weight * sum(losses), logged
 
 
 def tower_batch(words: Words, recipe: Recipe, step: int) -> tuple[torch.Tensor, ...]:
@@ -142,7 +145,7 @@ def grow_tower(recipe: Recipe, folder: Path, progress=print):
 
     def loss_of(batch, step):
         images, captions, truth, patches = batch
-        return teacher(tower(images, output_hidden_states=True), captions, truth, patches, recipe.patch_weight)
+        return teacher(tower(images, output_hidden_states=True), captions, truth, patches, recipe)
 
     run_stage(
         "tower", folder, {"tower": tower, "teacher": teacher}, optimisers,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -10,7 +13,15 @@ import torch
 from chiasm.models.organism import MEMBERS, load_growth, load_organism
 from chiasm.models.organism.ask import answer, without_picture
 from chiasm.models.organism.card import BARS, judged
-from chiasm.models.organism.corpus import SENTENCE_CUE, Row, Words, language_row
+from chiasm.models.organism.corpus import (
+    SENTENCE_CUE,
+    Row,
+    Words,
+    language_row,
+    relation_drill,
+    scene_drill,
+    word_drill,
+)
 from chiasm.models.organism.family import FILES, card, growth_steps
 from chiasm.models.organism.grow import grow
 from chiasm.models.organism.parts import make_decoder
@@ -22,13 +33,14 @@ from chiasm.scenes.benchmarks import caption_set, pope_questions, skill_set
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.language import mentions
 from chiasm.scenes.render import render
-from chiasm.scenes.world import CATEGORIES, World, make_scene, split_seeds
+from chiasm.scenes.world import CATEGORIES, COLUMNS, ROWS, World, make_scene, split_seeds
 from PIL import Image
 from safetensors.torch import load_file
 
 TINY = Recipe(
     vision_width=32, vision_heads=2, vision_layers=3, width=32, heads=2, layers=2, mlp_width=48,
-    tower_steps=3, tower_batch=4, language_phases=((3, 2, 64, 0.5), (3, 3, 64, 0.2)), recall_phases=((2, 3, 64, 0.5),), language_batch=3,
+    tower_steps=3, tower_batch=4, language_phases=((3, 2, 64, 0.5), (3, 3, 64, 0.2)), recall_phases=((2, 3, 64, 0.5),),
+    relation_phases=((2, 3, 64, 0.5),), language_batch=3,
     scenes=20, align_steps=3, tune_steps=6, style_steps=2, batch=3, keep=6, parallel=False,
 )  # fmt: skip
 
@@ -174,12 +186,54 @@ def test_row_weighs_answers_and_their_ends_only():
     assert ids.tolist()[5:8] == [words.ids["yes"], words.ids["<eos>"], 0]
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_rows_are_made_from_their_seed_alone(full):
+@pytest.mark.parametrize("drilled", ["words", "scenes", "relations"])
+@pytest.mark.parametrize("drills", [0.0, 1.0])
+def test_rows_are_made_from_their_seed_alone(drills, drilled):
     words = Words.of_the_world()
-    rows = [language_row(words, 5, 128, World(), 0.1, 0.5, full) for _ in range(2)]
+    rows = [language_row(words, 5, 128, World(), 0.1, drills, drilled) for _ in range(2)]
     assert (rows[0][0] == rows[1][0]).all() and rows[0][0].max() < len(words.ids)
     assert set(SENTENCE_CUE.split()) <= set(language.vocabulary())
+
+
+def test_drills_tell_what_they_ask_and_nothing_else():
+    words = Words.of_the_world()
+    for seed in range(60):
+        row = Row(words, 160, 0.0)
+        drill = (lambda r, g: scene_drill(r, g, 4), word_drill)[seed % 2]
+        drill(row, random.Random(seed))
+        text = " ".join(list(words.ids)[i] for i in row.ids[1:])
+        told, *turns = re.split(r" ?<eos> ?", re.sub(r" \. (?!.* \. )", " . <eos> ", text, count=1))
+        assert len(turns) > 3 and turns[-1] == ""
+        for turn in turns[:-1]:
+            query, said = turn.split(" <assistant> ")
+            name, *slot = query.removesuffix(" ?").split()[::-1]
+            if slot:
+                assert said in told.split() and name in told.split()
+            else:
+                assert (said == "yes") == (name in told.split())
+
+
+def test_a_relation_drill_compares_and_answers_truly():
+    words, asked = Words.of_the_world(), Counter()
+    for seed in range(100):
+        row = Row(words, 144, 0.0)
+        relation_drill(row, random.Random(seed), World(max_things=4))
+        text = " ".join(list(words.ids)[i] for i in row.ids[1:])
+        where = {
+            thing: (r, c)
+            for r, c, thing in re.findall(
+                r"at the (top|bottom) (left|middle|right) an? (?:(?:small|big) \w+ )?(\w+)", text
+            )
+        }
+        for a, relation, b, said in re.findall(
+            r"(\w+) (above|below|left of|right of) (?:the )?(\w+) \? <assistant> (yes|no)", text
+        ):
+            axis, order = (0, ROWS) if relation in ("above", "below") else (1, COLUMNS)
+            first, second = order.index(where[a][axis]), order.index(where[b][axis])
+            holds = first < second if relation in ("above", "left of") else first > second
+            assert first != second and holds == (said == "yes")
+            asked[said] += 1
+    assert min(asked.values()) > 50
 
 
 def test_decoder_starts_out_attending_to_the_word_before():
