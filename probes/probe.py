@@ -6,11 +6,7 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
-
-REDUCTIONS = {"sum": dim_zero_sum, "max": dim_zero_max, "min": dim_zero_min, "cat": dim_zero_cat}
 
 
 class Probe(Metric):
@@ -55,31 +51,3 @@ class Probe(Metric):
         """Accumulate in what the model's device has: everything but MPS has fp64."""
         parameter = next(iter(anatomy.model.parameters()), None) if hasattr(anatomy, "model") else None
         self._wide = torch.float32 if parameter is not None and parameter.device.type == "mps" else torch.float64
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of everything accumulated, tensors only; list states as one tensor each."""
-        found = {}
-        for name, value in self.metric_state.items():
-            if isinstance(value, list):
-                value = torch.cat(value) if value else torch.zeros(0)
-            found[name] = value.detach().clone()
-        return found | {"updates": torch.tensor(self.update_count)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state()` returned. Raises ValueError when it is the state of another probe."""
-        missing = set(self.metric_state) - set(state)
-        if missing:
-            raise ValueError(f"this is no state of probe {self.name!r}: it lacks {', '.join(sorted(missing))}")
-        for name, default in self._defaults.items():
-            value = state[name].to(self.device, copy=True)
-            if isinstance(default, list):
-                setattr(self, name, [value] if value.numel() else [])
-            elif value.shape != default.shape:
-                raise ValueError(
-                    f"state {name!r} of probe {self.name!r} has shape {tuple(value.shape)}, expected "
-                    f"{tuple(default.shape)}: measure with the model and the options it was saved with"
-                )
-            else:
-                setattr(self, name, value)
-        self._update_count = int(state.get("updates", torch.tensor(1)))
-        self._computed = None

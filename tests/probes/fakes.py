@@ -108,3 +108,10 @@ def one(table, **where):
         table = table[(table[name] == wanted).fillna(False).astype(bool)]
     assert len(table) == 1, f"{len(table)} rows for {where}"
     return table.iloc[0]
+
+
+def state_size(probe) -> int:
+    """Numbers in a probe's states."""
+    return sum(
+        x.numel() for value in probe.metric_state.values() for x in (value if isinstance(value, list) else [value])
+    )

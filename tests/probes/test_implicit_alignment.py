@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import torch
 from chiasm.probes.implicit_alignment import ImplicitAlignment, consecutive_similarity, cross_similarity
+from chiasm.probes.state import restore_states, take_states
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import Sample
 
-from .fakes import anatomy, inputs_of, one, spans_of, state_trace, value
+from .fakes import anatomy, inputs_of, one, spans_of, state_size, state_trace, value
 
 ROWS = ["bsxxIIIIyyyaa", "bxIIIIyyaaa", "bsxxxIIIIya", "bxxIIIIyyyyyaa", "bxIIIIyyyya", "bxxxIIIIyaa", "bsIIIIyyyyya"]
 LAYERS, WIDTH = 5, 12  # embeddings, three blocks, final norm
@@ -307,9 +308,7 @@ def test_merging_two_states_equals_one(table):
 def test_resumed_from_a_saved_state_gives_the_identical_table(table):
     first, second = probe(), probe()
     first.update(*batch([0, 1, 2]))
-    saved = first.state()
-    assert all(isinstance(x, torch.Tensor) for x in saved.values())
-    second.load_state(saved)
+    restore_states([second], *take_states([first]))
     for which in ([3, 4], [5, 6]):
         second.update(*batch(which))
     pd.testing.assert_frame_equal(second.compute(), table)
@@ -405,9 +404,6 @@ def test_retrieval_of_equal_samples_is_chance():
 
 
 def test_the_state_does_not_grow_and_what_is_kept_does_not_depend_on_the_order():
-    def sizes(made):
-        return sum(x.numel() for x in made.state().values())
-
     many = [ROWS[i % 7] for i in range(60)]
     tables = []
     for order in (range(60), range(59, -1, -1)):
@@ -415,8 +411,8 @@ def test_the_state_does_not_grow_and_what_is_kept_does_not_depend_on_the_order()
         for start in range(0, 60, 6):
             made.update(*batch(order[start : start + 6], rows=many))
             if start == 0:
-                before = sizes(made)
-        assert sizes(made) == before
+                before = state_size(made)
+        assert state_size(made) == before
         tables.append(made.compute())
     same(*tables)
     assert one(tables[0], quantity="matched", pooling="avg", variant="centred_each", layer=0)["n"] == 20
