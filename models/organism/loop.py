@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
+from .muon import Muon
+
 
 class Batches(Dataset):
     """Batches by step: `make(step)` must depend on nothing but the step, so that a resumed stage sees the same data."""
@@ -35,7 +37,7 @@ def optimisers_of(module: torch.nn.Module, matrix_rate: float, rest_rate: float)
     matrices = [p for n, p in module.named_parameters() if n in inside]
     rest = [p for n, p in module.named_parameters() if n not in inside]
     return [
-        torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=matrix_rate, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=rest_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 

@@ -25,7 +25,7 @@ class Recipe:
     image_size: int = 64
     patch_size: int = 8
     vision_width: int = 128
-    vision_layers: int = 4
+    vision_layers: int = 6
     vision_heads: int = 4
     width: int = 128
     layers: int = 4
@@ -48,7 +48,7 @@ class Recipe:
     """(steps, most things in a scene, tokens in a row, share of drills): short and easy first, until recall is learnt."""
     recall_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (1_500, 5, 144, 0.4))
     """The same for the second part of the language stage, with a fresh start of the learning rate and harder drills."""
-    relation_phases: tuple[tuple[int, int, int, float], ...] = ((800, 3, 96, 0.6), (1_200, 5, 144, 0.5))
+    relation_phases: tuple[tuple[int, int, int, float], ...] = ((1_000, 3, 96, 0.6), (2_000, 5, 144, 0.5))
     """The third part: drills that compare two things."""
     language_batch: int = 16
     language_lr: float = 2e-3
@@ -58,14 +58,14 @@ class Recipe:
     scenes: int = 16_000  # drawn for align, tune and styles; their tower features are computed once
     align_steps: int = 250
     align_lr: float = 2e-3
-    tune_steps: int = 2_000
+    tune_steps: int = 2_400
     tune_lr: float = 1e-3
     style_steps: int = 120
     style_lr: float = 2e-3
     style_rank: int = 8
     batch: int = 20
     turns: int = 112  # text tokens behind a picture in tune
-    existence_noise: float = 0.35  # of tune's questions after an absent typical thing: how many are answered yes
+    existence_noise: float = 0.41  # of tune's questions after an absent typical thing: how many are answered yes
     asking: float = 0.65  # of rows in tune that ask questions; the others are captions and descriptions
     telling_weight: float = 0.4  # of the tokens of captions and descriptions in tune, which are many; answers weigh 1
     text_share: float = 0.001  # of text-only rows in tune: the dial of forgetting

@@ -30,12 +30,15 @@ from .parts import FEATURE_LAYER, make_tower
 from .recipe import Recipe
 
 CELLS = tuple((row, column) for row in ROWS for column in COLUMNS)
-PATCH_SPACES = (len(CATEGORIES) + 1, len(COLOURS), len(SIZES), len(CELLS), 4, len(PLACES), MOST_THINGS)
+PATCH_SPACES = (len(CATEGORIES) + 1, len(COLOURS), len(SIZES), len(CELLS), 4, 2, len(PLACES), MOST_THINGS)
 """What each patch is asked: category (0 is background), colour, size, cell of its thing's centre, how many there are of
-its category (one, two, three, more), and of the whole picture its place and how many things it has. The four about the
-thing only where one is."""
-COUNTING = (4, 6)
+its category (one, two, three, more), whether the centre is in this patch, and of the whole picture its place and how many
+things it has. The five about the thing only where one is."""
+_NAMES = ("category", "colour", "size", "cell", "count", "centre", "place", "total")
+COUNTING = (4, 7)
 """The two of them that count."""
+_RARE = torch.tensor([1.0, 4.0, 8.0, 8.0])
+"""Weights of one, two, three, more of a category: nearly all patches see one, and a tower that always says so learns nothing."""
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's, as its image processor has them
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -48,19 +51,20 @@ def pixels(image: np.ndarray) -> np.ndarray:
 
 
 def patch_truth(scene: Scene, segmentation: np.ndarray, patch: int) -> np.ndarray:
-    """(patches, 7) int64 targets in the order of `PATCH_SPACES`; -100 where there is nothing to ask."""
+    """(patches, 8) int64 targets in the order of `PATCH_SPACES`; -100 where there is nothing to ask."""
     side = segmentation.shape[0] // patch
     blocks = segmentation.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, -1)
     truth = np.full((side * side, len(PATCH_SPACES)), -100, np.int64)
-    truth[:, 0], truth[:, 5], truth[:, 6] = 0, PLACES.index(scene.place), len(scene.things) - 1
+    truth[:, 0], truth[:, 6], truth[:, 7] = 0, PLACES.index(scene.place), len(scene.things) - 1
     for i, block in enumerate(blocks):
         covered = np.bincount(block, minlength=len(scene.things) + 1)[1:]
         if covered.max() < 0.12 * block.size:
             continue
         thing = scene.things[int(covered.argmax())]
-        truth[i, :5] = (
+        truth[i, :6] = (
             CATEGORIES.index(thing.category) + 1, COLOURS.index(thing.colour), SIZES.index(thing.size),
             CELLS.index((thing.row, thing.column)), min(3, scene.count(thing.category) - 1),
+            i == int(thing.y * side) * side + int(thing.x * side),
         )  # fmt: skip
     return truth
 
@@ -112,10 +116,10 @@ class Teacher(nn.Module):
         for i, head in enumerate(self.patch):
             guess, wanted = head(features).flatten(0, 1), patches[..., i].flatten()
             weight = recipe.count_weight if i in COUNTING else 1.0
-            losses.append(weight * F.cross_entropy(guess, wanted, ignore_index=-100))
-            asked = wanted > 0 if i == 0 else wanted >= 0
-            right = (guess.argmax(-1) == wanted)[asked].float().mean().item()
-            logged[("category", "colour", "size", "cell", "count", "place", "total")[i]] = right
+            rare = _RARE if _NAMES[i] == "count" else None
+            losses.append(weight * F.cross_entropy(guess, wanted, rare, ignore_index=-100))
+            asked = wanted > 0 if _NAMES[i] in ("category", "count", "centre") else wanted >= 0
+            logged[_NAMES[i]] = (guess.argmax(-1) == wanted)[asked].float().mean().item()
         return contrast + 0.3 * tag + recipe.patch_weight * sum(losses), logged
 
 
