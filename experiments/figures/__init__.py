@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import attention_shift, implicit_alignment
-from .chart import Areas, Chart, Figure, Heat, Line, Panel, Points
+from .chart import Areas, Chart, Figure, Heat, Line, Overlay, Panel, Points
 from .interactive import draw_interactive
 from .picture import draw_picture
 
 __all__ = [
-    "FIGURES", "Areas", "Chart", "Drawn", "Figure", "Heat", "Line", "Panel", "Points", "draw", "draw_interactive",
+    "FIGURES", "Areas", "Chart", "Drawn", "Figure", "Heat", "Line", "Overlay", "Panel", "Points", "draw", "draw_interactive",
     "draw_picture", "figures_of",
 ]  # fmt: skip
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import numpy as np
+
 from ..style import Look
 
 Numbers = Sequence[float]
@@ -60,13 +62,50 @@ class Heat:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """A picture with values, words or outlines laid over the regions its tokens see.
+
+    image: (H, W, 3) uint8. boxes: (N, 4) pixels x0, y0, x1, y1 of it. values: one a box, drawn as a translucent heat map,
+    the mean where boxes overlap; None for none. words: one a box ("" for none). outlined: boxes to be framed, by index.
+    """
+
+    image: np.ndarray
+    boxes: Sequence[Numbers]
+    values: Numbers | None = None
+    label: str = ""
+    limits: tuple[float, float] | None = None
+    words: Sequence[str] | None = None
+    outlined: Sequence[int] = ()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Limits of the colours: those given, or the smallest and largest value."""
+        if self.limits is not None:
+            return self.limits
+        values = np.asarray(self.values, float)
+        low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
+        return low, high if high > low else low + 1.0
+
+    def map(self) -> np.ndarray:
+        """(H, W) mean of the values whose boxes hold a pixel's centre; NaN where none does."""
+        height, width = self.image.shape[:2]
+        total, count = np.zeros((height, width)), np.zeros((height, width))
+        for (x0, y0, x1, y1), value in zip(np.asarray(self.boxes, float), np.asarray(self.values, float), strict=True):
+            if np.isfinite([x0, y0, x1, y1, value]).all():
+                rows, columns = (slice(round(a), round(b)) for a, b in ((y0, y1), (x0, x1)))
+                total[rows, columns] += value
+                count[rows, columns] += 1
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes. level: a horizontal line at a value that means something (0, chance), with its name."""
 
     title: str
     x_label: str
     y_label: str
-    marks: Sequence[Line | Points | Areas | Heat]
+    marks: Sequence[Line | Points | Areas | Heat | Overlay]
     level: tuple[float, str] | None = None
     upright: tuple[float, str] | None = None
     y_limits: tuple[float, float] | None = None

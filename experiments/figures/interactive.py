@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
+from io import BytesIO
 
 import numpy as np
 import plotly.graph_objects as go
+from PIL import Image
 from plotly.subplots import make_subplots
 
-from ..style import PAPER, SCALE, SOFT, plotly_template
-from .chart import Areas, Chart, Heat, Line, Panel, Points, spread
-from .picture import line_ends
+from ..style import INK, PAPER, SCALE, SOFT, VERMILION, plotly_template
+from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, spread
+from .picture import faded, line_ends
 
 ROW_HEIGHT = 330
 """Pixels of one row of panels."""
@@ -46,9 +49,11 @@ def _draw_panel(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
             _draw_areas(figure, mark, at)
         elif isinstance(mark, Heat):
             _draw_heat(figure, mark, at)
+        elif isinstance(mark, Overlay):
+            _draw_overlay(figure, mark, at)
     figure.update_xaxes(title_text=panel.x_label, title_standoff=6, **at)
     figure.update_yaxes(title_text=panel.y_label, title_standoff=8, **at)
-    if any(isinstance(mark, Heat) for mark in panel.marks):
+    if any(isinstance(mark, Heat | Overlay) for mark in panel.marks):
         return
     low, high = panel.y_range()
     if panel.logarithmic:
@@ -126,6 +131,38 @@ def _draw_heat(figure, heat: Heat, at: dict) -> None:
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, **at)
     figure.update_xaxes(type="category", **at)
+
+
+def _draw_overlay(figure, overlay: Overlay, at: dict) -> None:
+    height, width = overlay.image.shape[:2]
+    kept = overlay.image if overlay.values is None else faded(overlay.image)
+    half = dict(x0=0.5, y0=0.5, dx=1, dy=1)  # pixel i reaches from i to i + 1
+    figure.add_image(source=_png(kept), hoverinfo="skip", **half, **at)
+    if overlay.values is not None:
+        low, high = overlay.range
+        figure.add_heatmap(
+            z=[_list(row) for row in overlay.map().round(6)], colorscale=[[0, SCALE[0]], [1, SCALE[1]]], zmin=low, zmax=high,
+            opacity=0.6, showscale=False, hovertemplate=f"{_plain(overlay.label)} %{{z:.4f}}<extra></extra>", **half, **at,
+        )  # fmt: skip
+    for i in overlay.outlined:
+        x0, y0, x1, y1 = (float(v) for v in overlay.boxes[i])
+        figure.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line=dict(color=VERMILION, width=2), **at)
+    if overlay.words:
+        boxes = np.asarray(overlay.boxes, float)
+        figure.add_scatter(
+            x=_list((boxes[:, 0] + boxes[:, 2]) / 2), y=_list((boxes[:, 1] + boxes[:, 3]) / 2), mode="text",
+            text=[_plain(word) for word in overlay.words], textfont=dict(size=9, color=INK), hoverinfo="skip", **at,
+        )  # fmt: skip
+    figure.update_xaxes(visible=False, range=[0, width], constrain="domain", **at)
+    axis = figure.get_subplot(at["row"], at["col"]).xaxis.plotly_name.replace("xaxis", "x")
+    figure.update_yaxes(visible=False, range=[height, 0], scaleanchor=axis, constrain="domain", **at)
+
+
+def _png(image: np.ndarray) -> str:
+    """A picture as a data URI."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
 
 
 def _label_lines(figure, panel: Panel, low: float, high: float, at: dict) -> None:

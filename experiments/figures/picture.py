@@ -7,10 +7,11 @@ import math
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ..style import DPI, FONT_SIZE, INK, PANEL_HEIGHT, PAPER, SCALE, SOFT, WIDTH, matplotlib_style
-from .chart import Areas, Chart, Heat, Line, Panel, Points, spread
+from ..style import DPI, FONT_SIZE, INK, PANEL_HEIGHT, PAPER, SCALE, SOFT, VERMILION, WIDTH, matplotlib_style
+from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, spread
 
 MOST_NUMBERS = 120
 """Cells of a heat map up to which each shows its value."""
@@ -47,6 +48,10 @@ def _draw_panel(axis, panel: Panel) -> None:
     heat = [mark for mark in panel.marks if isinstance(mark, Heat)]
     if heat:
         _draw_heat(axis, heat[0])
+        return
+    overlays = [mark for mark in panel.marks if isinstance(mark, Overlay)]
+    if overlays:
+        _draw_overlay(axis, overlays[0])
         return
     low, high = panel.y_range()
     axis.set_ylim(low, high)
@@ -160,6 +165,43 @@ def _draw_heat(axis, heat: Heat) -> None:
     bar = axis.figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
     bar.set_label(heat.label, fontsize=FONT_SIZE - 1)
     bar.outline.set_visible(False)
+
+
+def _draw_overlay(axis, overlay: Overlay) -> None:
+    height, width = overlay.image.shape[:2]
+    grey = overlay.image if overlay.values is None else faded(overlay.image)
+    axis.imshow(grey, extent=(0, width, height, 0), interpolation="nearest")
+    if overlay.values is not None:
+        low, high = overlay.range
+        colours = LinearSegmentedColormap.from_list("chiasm", SCALE)
+        shown = axis.imshow(
+            overlay.map(), cmap=colours, vmin=low, vmax=high, alpha=0.6, extent=(0, width, height, 0),
+            interpolation="nearest",
+        )  # fmt: skip
+        bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
+        bar.set_label(overlay.label, fontsize=FONT_SIZE - 1)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=FONT_SIZE - 2)
+    for i in overlay.outlined:
+        x0, y0, x1, y1 = overlay.boxes[i]
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=VERMILION, linewidth=1.4))
+    for (x0, y0, x1, y1), word in zip(overlay.boxes, overlay.words or (), strict=False):
+        if word:
+            axis.text(
+                (x0 + x1) / 2, (y0 + y1) / 2, word, ha="center", va="center", fontsize=FONT_SIZE - 3.5, color=INK,
+                clip_on=True,
+            )  # fmt: skip
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def faded(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 in light grey, so that colours laid over it can be read off."""
+    grey = image.astype(float).mean(-1, keepdims=True)
+    return (90 + grey * 165 / 255).repeat(3, -1).astype(np.uint8)
 
 
 def _label_lines(axis, panel: Panel) -> None:
