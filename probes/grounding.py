@@ -76,7 +76,7 @@ def random_words(vlm, lists: int, *, seed: int = 0, **options) -> list[list[str]
 
 def top_samples(codes: Tensor, n: int = 5, *, absolute: bool = False) -> list[list[int]]:
     """For each concept the rows of codes (M, K) with most of it, most first; absolute: by size, which PCA's signs ask for."""
-    order = (codes.abs() if absolute else codes).argsort(0, descending=True, stable=True)
+    order = (codes.abs() if absolute else codes).argsort(dim=0, descending=True, stable=True)
     return order[:n].T.tolist()
 
 

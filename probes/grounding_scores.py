@@ -22,7 +22,7 @@ PREFIX = "A photo is described by the words "
 
 def active_concepts(codes: Tensor, top: int = 1) -> list[list[int]]:
     """For each sample its `top` most active concepts; codes (M, K). Concepts with code 0 are not active."""
-    order = codes.abs().argsort(1, descending=True, stable=True)[:, :top].tolist()
+    order = codes.abs().argsort(dim=1, descending=True, stable=True)[:, :top].tolist()
     return [[k for k in row if codes[m, k] != 0] for m, row in enumerate(order)]
 
 

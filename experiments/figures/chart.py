@@ -99,13 +99,26 @@ class Overlay:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Small pictures of one size side by side, each (H, W, 3) uint8, and lines of text below."""
+
+    pictures: Sequence[np.ndarray]
+    lines: Sequence[str] = ()
+
+    def montage(self, gap: int = 3) -> np.ndarray:
+        """(H, W, 3) uint8: the pictures in a row with white between."""
+        white = np.full((self.pictures[0].shape[0], gap, 3), 255, np.uint8)
+        return np.concatenate([part for picture in self.pictures for part in (picture, white)][:-1], 1)
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes. level: a horizontal line at a value that means something (0, chance), with its name."""
 
     title: str
     x_label: str
     y_label: str
-    marks: Sequence[Line | Points | Areas | Heat | Overlay]
+    marks: Sequence[Line | Points | Areas | Heat | Overlay | Strip]
     level: tuple[float, str] | None = None
     upright: tuple[float, str] | None = None
     y_limits: tuple[float, float] | None = None

@@ -12,7 +12,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from ..style import INK, PAPER, SCALE, SOFT, VERMILION, plotly_template
-from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, spread
+from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, Strip, spread
 from .picture import faded, line_ends
 
 ROW_HEIGHT = 330
@@ -51,9 +51,11 @@ def _draw_panel(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
             _draw_heat(figure, mark, at)
         elif isinstance(mark, Overlay):
             _draw_overlay(figure, mark, at)
+        elif isinstance(mark, Strip):
+            _draw_strip(figure, mark, at)
     figure.update_xaxes(title_text=panel.x_label, title_standoff=6, **at)
     figure.update_yaxes(title_text=panel.y_label, title_standoff=8, **at)
-    if any(isinstance(mark, Heat | Overlay) for mark in panel.marks):
+    if any(isinstance(mark, Heat | Overlay | Strip) for mark in panel.marks):
         return
     low, high = panel.y_range()
     if panel.logarithmic:
@@ -153,6 +155,22 @@ def _draw_overlay(figure, overlay: Overlay, at: dict) -> None:
             x=_list((boxes[:, 0] + boxes[:, 2]) / 2), y=_list((boxes[:, 1] + boxes[:, 3]) / 2), mode="text",
             text=[_plain(word) for word in overlay.words], textfont=dict(size=9, color=INK), hoverinfo="skip", **at,
         )  # fmt: skip
+    _bare(figure, width, height, at)
+
+
+def _draw_strip(figure, strip: Strip, at: dict) -> None:
+    montage = strip.montage()
+    height, width = montage.shape[:2]
+    figure.add_image(source=_png(montage), hoverinfo="skip", x0=0.5, y0=0.5, dx=1, dy=1, **at)
+    figure.add_annotation(
+        text="<br>".join(_plain(line) for line in strip.lines), x=0, y=height, xanchor="left", yanchor="top", showarrow=False,
+        align="left", font=dict(size=11, color=INK), **at,
+    )  # fmt: skip
+    _bare(figure, width, height, at)
+
+
+def _bare(figure, width: int, height: int, at: dict) -> None:
+    """No axes; pixels are square."""
     figure.update_xaxes(visible=False, range=[0, width], constrain="domain", **at)
     axis = figure.get_subplot(at["row"], at["col"]).xaxis.plotly_name.replace("xaxis", "x")
     figure.update_yaxes(visible=False, range=[height, 0], scaleanchor=axis, constrain="domain", **at)

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ..style import DPI, FONT_SIZE, INK, PANEL_HEIGHT, PAPER, SCALE, SOFT, VERMILION, WIDTH, matplotlib_style
-from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, spread
+from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, Strip, spread
 
 MOST_NUMBERS = 120
 """Cells of a heat map up to which each shows its value."""
@@ -52,6 +52,10 @@ def _draw_panel(axis, panel: Panel) -> None:
     overlays = [mark for mark in panel.marks if isinstance(mark, Overlay)]
     if overlays:
         _draw_overlay(axis, overlays[0])
+        return
+    strips = [mark for mark in panel.marks if isinstance(mark, Strip)]
+    if strips:
+        _draw_strip(axis, strips[0])
         return
     low, high = panel.y_range()
     axis.set_ylim(low, high)
@@ -191,6 +195,16 @@ def _draw_overlay(axis, overlay: Overlay) -> None:
                 (x0 + x1) / 2, (y0 + y1) / 2, word, ha="center", va="center", fontsize=FONT_SIZE - 3.5, color=INK,
                 clip_on=True,
             )  # fmt: skip
+    _bare(axis)
+
+
+def _draw_strip(axis, strip: Strip) -> None:
+    axis.imshow(strip.montage(), interpolation="nearest")
+    axis.set_xlabel("\n".join(strip.lines), loc="left", fontsize=FONT_SIZE - 1.5, color=INK)
+    _bare(axis)
+
+
+def _bare(axis) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     axis.grid(False)
