@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -68,23 +69,29 @@ def mean_of_groups(estimate: Estimate) -> Estimate:
     return Estimate(mean, mean - half, mean + half, sd, estimate.n.sum(0))
 
 
-def jackknife(statistic: Callable[[dict[str, Tensor]], Tensor], sums: dict[str, Tensor], n: Tensor) -> Estimate:
+def jackknife(
+    statistic: Callable[[dict[str, Tensor]], Tensor], sums: dict[str, Tensor], n: Tensor, *, at_once: bool = False
+) -> Estimate:
     """A statistic of sums with the delete-a-block jackknife interval, for what is no mean over samples.
 
     sums: tensors whose first axis is the block, (J, ...); n: (J,) samples in each block. `statistic` is given the sums
-    over all blocks, and over all but one, without that axis. Blocks are drawn by hash, so their sizes vary a little; with
-    less than two that hold a sample the interval is NaN. Student's quantile with (blocks - 1) degrees of freedom.
+    over all blocks, and over all but one, without that axis; or, `at_once`, all of these stacked along a first axis that its
+    value then has too. Blocks are drawn by hash, so their sizes vary a little; with less than two that hold a sample the
+    interval is NaN. Student's quantile with (blocks - 1) degrees of freedom.
     """
     filled = torch.nonzero(n > 0).flatten().tolist()
+    filled = filled if len(filled) > 1 else []
     whole = {name: value.sum(0) for name, value in sums.items()}
-    best = statistic(whole).double().cpu().numpy()
-    count = np.full(best.shape, int(n.sum()))
-    nan = np.full(best.shape, np.nan)
-    if len(filled) < 2:
+    if at_once:
+        stacked = {k: torch.stack([whole[k], *(whole[k] - v[j] for j in filled)]) for k, v in sums.items()}
+        found = statistic(stacked).double().cpu().numpy()
+    else:
+        left = ({k: whole[k] - v[j] for k, v in sums.items()} for j in filled)
+        found = np.stack([statistic(one).double().cpu().numpy() for one in chain([whole], left)])
+    best, left_out = found[0], found[1:]
+    count, nan = np.full(best.shape, int(n.sum())), np.full(best.shape, np.nan)
+    if not filled:
         return Estimate(best, nan, nan, nan, count)
-    left_out = np.stack(
-        [statistic({k: whole[k] - v[j] for k, v in sums.items()}).double().cpu().numpy() for j in filled]
-    )
     j = len(filled)
     half = stdtrit(j - 1, (1 + LEVEL) / 2) * np.sqrt((j - 1) / j * ((left_out - left_out.mean(0)) ** 2).sum(0))
     return Estimate(best, best - half, best + half, nan, count)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.trace import linear_sites
 from ..scenes.errors import UserError
-from .weights import common_mask, prune_mask, wanda_scores
+from .overlaps import SETS
+from .weight_overlap import WeightOverlap
+from .weights import common_mask, drawn, pack, prune_mask, prune_whole, unpack, wanda_scores
 
 KINDS = ("common", "magnitude", "random")
-
-
-def pack(mask: Tensor) -> np.ndarray:
-    """A bool mask as bits, an eighth of a byte a weight."""
-    return np.packbits(mask.cpu().numpy(), axis=None)
-
-
-def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.unpackbits(bits, count=int(np.prod(shape))).astype(bool)).view(shape)
 
 
 def removal_mask(weight: Tensor, squares: Tensor, n: int, *, sparsity: float, kind: str, seed: int = 0) -> Tensor:
@@ -32,22 +25,21 @@ def removal_mask(weight: Tensor, squares: Tensor, n: int, *, sparsity: float, ki
     common = common_mask([prune_mask(wanda_scores(weight, s, n), sparsity=sparsity) for s in squares])
     if kind == "common":
         return common
-    generator = torch.Generator().manual_seed(seed)
-    by = weight.detach().abs().float().cpu() if kind == "magnitude" else torch.rand(weight.shape, generator=generator)
-    mask = torch.zeros(weight.numel(), dtype=torch.bool)
-    mask[by.flatten().argsort(stable=True)[: int(common.sum())]] = True
-    return mask.view(weight.shape)
+    count = int(common.sum())
+    if kind == "random":
+        return drawn(torch.ones_like(common), count, torch.Generator().manual_seed(seed))
+    return prune_whole(weight.detach().abs().float(), sparsity=count / common.numel())
 
 
 @contextmanager
-def weights_removed(linears: dict[str, nn.Linear], masks: dict[str, np.ndarray]) -> Iterator[None]:
-    """While open, the masked weights (bit-packed by `pack`, by site) are zero; restored bit for bit, on errors too."""
+def weights_removed(linears: dict[str, nn.Linear], masks: dict[str, Tensor]) -> Iterator[None]:
+    """While open, the masked weights (by site, bit-packed by `weights.pack`) are zero; restored bit for bit, on errors too."""
     kept = {}
     try:
         with torch.no_grad():
             for site, bits in masks.items():
                 weight = linears[site].weight
-                mask = unpack(bits, tuple(weight.shape)).to(weight.device)
+                mask = unpack(bits.to(weight.device), weight.shape)
                 kept[site] = mask, weight[mask].clone()
                 weight[mask] = 0
         yield
@@ -55,3 +47,40 @@ def weights_removed(linears: dict[str, nn.Linear], masks: dict[str, np.ndarray])
         with torch.no_grad():
             for site, (mask, values) in kept.items():
                 linears[site].weight[mask] = values
+
+
+def sequential_masks(
+    vlm,
+    batches: Sequence,
+    *,
+    sparsity: float | Callable[[str], float],
+    group: str,
+    prune: Callable[..., Tensor] = prune_mask,
+) -> dict[str, Tensor]:
+    """Wanda masks of one set of tokens made block after block, each from inputs that have gone through the pruned blocks
+    before it, as the source does: by site, bit-packed. `WeightOverlap` measures the dense model instead.
+
+    batches: `Inputs`, read once a block. sparsity: one share, or a function of the site, for another one in the MLP. group:
+    "image", "text" or "both". prune: `prune_mask`, or any function of scores and sparsity. The model is as it was
+    afterwards. Raises UserError for another group, or one without tokens.
+    """
+    if group not in SETS:
+        raise UserError(f"group {group!r} is not one of {', '.join(SETS)}")
+    linears, found = linear_sites(vlm.anatomy), {}
+    with ExitStack() as stack:
+        for layer in range(vlm.anatomy.n_layers):
+            probe = WeightOverlap()
+            probe.sites = (f"blocks.{layer}.in.*",)
+            probe.attach(vlm.anatomy)
+            for inputs in batches:
+                probe.update(vlm.trace(inputs, probe.sites), inputs)
+            squares, n = probe.input_squares()
+            masks = {}
+            for site, (image, text) in squares.items():
+                if site.startswith(f"blocks.{layer}."):
+                    of = {"image": image, "text": text, "both": image + text}[group]
+                    share = sparsity(site) if callable(sparsity) else sparsity
+                    masks[site] = pack(prune(wanda_scores(linears[site].weight, of, n), sparsity=share))
+            stack.enter_context(weights_removed(linears, masks))
+            found |= masks
+    return found

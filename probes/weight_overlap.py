@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from ..models.trace import linear_sites
 from ..scenes.errors import UserError
-from .intervals import jackknife
 from .keys import sample_keys
+from .overlaps import Overlaps
 from .probe import Probe
-from .weights import chance_iou, check_sparsity, kept_iou, prune_mask, wanda_scores
+from .weights import check_sparsity
 
 BLOCKS = 8
 """Blocks of samples for the jackknife; fewer than elsewhere, as every one costs a mask of every matrix."""
-
-PAIRS = (("image", "text"), ("image", "both"), ("text", "both"))
 
 
 class WeightOverlap(Probe):
@@ -28,26 +25,40 @@ class WeightOverlap(Probe):
     Source: Shukor and Cord (arXiv 2405.16700). The inputs' squares are summed for every linear of the decoder whose input
     is the sequence (keys of cross-attention read patches and are left out), padding left out by its label.
 
-    Rows: sparsity, pair ("image-text", "image-both", "text-both"), layer (empty: mean over layers), matrix (its path in the
-    block; empty: mean over matrices); mean, low, high: IoU with a jackknife interval over 8 blocks of samples; n: samples;
-    chance: random masks, k / (2 - k); null: the same |W| with each set's input norms shuffled (independent activations);
-    adjusted: (IoU - null) / (1 - null). The dense model is measured: inputs are not recomputed after pruning a layer.
+    The table has one row a value. Columns:
+
+    - quantity: "iou" (of the kept weights of two sets of tokens); "layers" (of one set's mask in a layer and in the layer
+      `interval` later, of equal shape); "rank" (Spearman's correlation, over inputs, of the two sets' sums of squares: the
+      activations alone, without weights or sparsity).
+    - sparsity; pair ("image-text", "image-both", "text-both"; "image", "text", "both" for "layers"); layer (empty: mean over
+      layers); matrix (its path in the block; empty: mean over matrices).
+    - mean, low, high: with a jackknife interval over 8 blocks of samples; n: samples; chance: random masks, k / (2 - k);
+      null: the same |W| with each set's input norms shuffled (independent activations), which overlap far more than random
+      masks do; adjusted: (mean - null) / (1 - null).
+
+    The dense model is measured: inputs are not recomputed after a layer was pruned (see `subnetwork.sequential_masks`).
+    Cost: `update` squares every input once; `compute` makes 6 masks of every matrix 10 times, of `rows` output rows at most.
     """
 
     name = "weight_overlap"
     sites = ("blocks.*.in.*",)
 
-    def __init__(self, *, sparsity: Sequence[float] = (0.3, 0.5), seed: int = 0):
-        """sparsity: shares of each row to prune. seed: of the null's shuffles. Raises UserError."""
+    def __init__(
+        self, *, sparsity: Sequence[float] = (0.3, 0.5), interval: int = 2, rows: int | None = 512, seed: int = 0
+    ):  # fmt: skip
+        """sparsity: shares of each row to prune. interval: layers between two whose masks are compared. rows: output rows of
+        a matrix, evenly spaced, that IoU is taken of; None for all. seed: of the null's shuffles. Raises UserError."""
         super().__init__()
-        self.sparsity, self.seed = tuple(check_sparsity(s) for s in sparsity), seed
+        if interval < 1 or (rows is not None and rows < 1):
+            raise UserError(f"interval {interval} and rows {rows} must be 1 or more (rows: or None)")
+        self.sparsity, self.interval = tuple(check_sparsity(s) for s in sparsity), interval
+        self.rows, self.seed = rows, seed
 
     def attach(self, anatomy) -> None:
         self.use_device_of(anatomy)
         self._weights, self._at, start = {}, {}, 0
         for site, linear in linear_sites(anatomy).items():
-            layer = int(site.split(".")[1])
-            path = site.split(".in.")[1]
+            layer, path = int(site.split(".")[1]), site.split(".in.")[1]
             if anatomy.attention_kinds[layer] == "cross" and path.split(".")[-1] in ("k_proj", "v_proj"):
                 continue
             self._weights[site] = linear.weight
@@ -60,65 +71,46 @@ class WeightOverlap(Probe):
 
     def update(self, trace, inputs) -> None:
         spans = inputs.spans
-        text = spans.real & ~spans.mask("image")
-        groups = torch.stack([spans.visual, text], 1)  # (B, 2, T)
+        groups = torch.stack([spans.visual, spans.real & ~spans.mask("image")], 1)  # (B, 2, T)
         block = (sample_keys(inputs, groups.sum((1, 2)).double()) % BLOCKS).to(self.count.device)
         self.count.index_add_(0, block, torch.ones_like(block))
-        seen: dict[int, Tensor] = {}  # q, k and v read one tensor: its squares are summed once
+        dealt = torch.nn.functional.one_hot(block, BLOCKS).T.float()
+        found = self._sums(trace, groups.float(), dealt)
+        if not torch.isfinite(found).all():  # a row of padding that attends to nothing is NaN in some kernels
+            found = self._sums(trace, groups.float(), dealt, spans.real)
+        self.squares += found.to(self.squares)
+
+    def _sums(self, trace, groups: Tensor, dealt: Tensor, real: Tensor | None = None) -> Tensor:
+        """(blocks, 2, total) sums of squares over the tokens of each group (B, 2, T) of the samples dealt (blocks, B) to each
+        block; real: (B, T), to leave out whatever stands elsewhere."""
+        seen: dict[int, Tensor] = {}  # q, k and v read one tensor, gate and up another: its squares are summed once
+        parts = []
         for site, at in self._at.items():
-            if site not in trace:
+            if site not in trace:  # a cross-attention layer that had no picture to look at
+                parts.append(dealt.new_zeros(BLOCKS, 2, at.stop - at.start))
                 continue
             value = trace[site]
             if id(value) not in seen:
-                rows = value.reshape(*spans.labels.shape, value.shape[-1])
-                wide = torch.where(spans.real[..., None].to(rows.device), rows, 0).to(self.wide).square()
-                seen[id(value)] = (groups.to(wide) @ wide).to(self.squares.device)
-            self.squares[:, :, at] += torch.zeros_like(self.squares[:, :, at]).index_add_(0, block, seen[id(value)])
+                x = value.float().view(*groups.shape[::2], -1)
+                if real is not None:
+                    x = x.masked_fill(~real.to(x.device)[..., None], 0)
+                sums = groups.to(x.device) @ x.square()  # (B, 2, in)
+                seen[id(value)] = (dealt.to(x.device) @ sums.flatten(1)).view(BLOCKS, 2, -1).to(dealt.device)
+            parts.append(seen[id(value)])
+        return torch.cat(parts, -1)
+
+    def input_squares(self) -> tuple[dict[str, Tensor], int]:
+        """What was summed: by site (2, in), squares of image's and text's inputs over all tokens, fp64; and how many samples.
+        Raises UserError where one of the two has no tokens."""
+        n, sums = int(self.count.sum()), self.squares.sum(0).cpu()
+        for group, total in zip(("image", "text"), sums.sum(1), strict=True):
+            if not total > 0:
+                raise UserError(f"weight overlap: no {group} tokens in {n} samples: give samples with both")
+        return {site: sums[:, at] for site, at in self._at.items()}, n
 
     def compute(self) -> pd.DataFrame:
-        n = self.count.cpu()
-        whole = self.squares.sum((0, 2)).cpu()
-        for group, total in zip(("image", "text"), whole, strict=True):
-            if not total > 0:
-                raise UserError(f"weight overlap: no {group} tokens in {int(n.sum())} samples: give samples with both")
-        sums = {"squares": self.squares.cpu(), "n": n}
-        found = jackknife(self._ious, sums, n)
-        null = self._ious({k: v.sum(0) for k, v in sums.items()}, shuffle=True).numpy()
-        layers = np.array([int(site.split(".")[1]) for site in self._at])
-        matrices = [site.split(".in.")[1] for site in self._at]
-        rows = []
-        for s, sparsity in enumerate(self.sparsity):
-            for p, pair in enumerate(PAIRS):
-                for m in range(found.mean.shape[-1]):
-                    own = m < len(layers)
-                    layer = layers[m] if own else None
-                    if not own and m < found.mean.shape[-1] - 1:
-                        layer = sorted(set(layers))[m - len(layers)]
-                    value, base = found.mean[s, p, m], null[s, p, m]
-                    rows.append({
-                        "sparsity": sparsity, "pair": "-".join(pair), "layer": layer, "matrix": matrices[m] if own else None,
-                        "mean": value, "low": found.low[s, p, m], "high": found.high[s, p, m], "n": int(n.sum()),
-                        "chance": chance_iou(sparsity), "null": base,
-                        "adjusted": (value - base) / (1 - base) if base < 1 else np.nan,
-                    })  # fmt: skip
-        return pd.DataFrame(rows).astype({"layer": "Int64"})
-
-    def _ious(self, sums: dict[str, Tensor], shuffle: bool = False) -> Tensor:
-        """(sparsities, pairs, matrices + layers + 1): of every matrix, the mean of each layer, the mean over layers."""
-        generator = torch.Generator().manual_seed(self.seed)
-        columns = []
-        for site, at in self._at.items():
-            image, text = sums["squares"][:, at]
-            if shuffle:
-                image, text = (x[torch.randperm(len(x), generator=generator)] for x in (image, text))
-            sets = {"image": image, "text": text, "both": image + text}
-            scores = {k: wanda_scores(self._weights[site], v, int(sums["n"])) for k, v in sets.items()}
-            of = []
-            for sparsity in self.sparsity:
-                masks = {k: prune_mask(v, sparsity=sparsity) for k, v in scores.items()}
-                of.append(torch.stack([kept_iou(masks[a], masks[b]).cpu() for a, b in PAIRS]))
-            columns.append(torch.stack(of))
-        found = torch.stack(columns, -1)
-        layer = torch.tensor([int(site.split(".")[1]) for site in self._at])
-        means = torch.stack([found[..., layer == i].mean(-1) for i in layer.unique()], -1)
-        return torch.cat([found, means, means.mean(-1, keepdim=True)], -1)
+        self.input_squares()
+        overlaps = Overlaps(
+            self._weights, self._at, sparsity=self.sparsity, interval=self.interval, most_rows=self.rows
+        )
+        return overlaps.table(self.squares.cpu(), self.count.cpu(), self.seed)

@@ -1,49 +1,130 @@
-"""The weight overlap probe against sums made by hand, over batches, and on other models."""
+"""The weight overlap probe against sums and masks made by hand, over batches, and on other models."""
 
 import pandas as pd
 import pytest
 import torch
 from chiasm.models import open_vlm
+from chiasm.models.trace import linear_sites
+from chiasm.probes import overlaps
 from chiasm.probes.measure import measure
 from chiasm.probes.weight_overlap import WeightOverlap
+from chiasm.probes.weights import kept_iou, prune_mask, wanda_scores
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import Sample
+from scipy.stats import spearmanr
 
-from ..models.families import batch
+from ..models.families import FAMILIES, batch
+from .fakes import one
 from .measuring import sample, tiny_vlm
 
 
+def measured(samples, vlm=None, batch_size=8, **options):
+    probe = WeightOverlap(**options)
+    found = measure(vlm or tiny_vlm(), samples, [probe], batch_size=batch_size, progress=False)
+    return probe, found.tables["weight_overlap"]
+
+
 def test_sums_are_those_of_the_inputs_and_hooks_are_gone():
-    vlm, one = tiny_vlm(), sample(3)
-    probe = WeightOverlap()
-    measure(vlm, [one], [probe], progress=False)
-    inputs = vlm.prepare_samples([one])
-    site = "blocks.1.in.mlp.down_proj"
-    x = vlm.trace(inputs, [site])[site][0].double().square()
-    image, text = (probe.squares.sum(0)[g, probe._at[site]] for g in range(2))
-    torch.testing.assert_close(image, x[inputs.spans.visual[0]].sum(0))
-    torch.testing.assert_close(image + text, x.sum(0))
+    vlm, own = tiny_vlm(), sample(3)
+    squares, n = measured([own], vlm)[0].input_squares()
+    inputs = vlm.prepare_samples([own])
+    sites = ["blocks.1.in.mlp.down_proj", "blocks.2.in.self_attn.k_proj"]
+    trace = vlm.trace(inputs, sites)
+    for site in sites:
+        x = trace[site][0].double().square()
+        torch.testing.assert_close(squares[site][0], x[inputs.spans.visual[0]].sum(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(squares[site].sum(0), x.sum(0), rtol=1e-5, atol=1e-6)  # s_P + s_T = s_both
+    assert n == 1 and set(squares) == set(linear_sites(vlm.anatomy))
     assert not any(m._forward_pre_hooks for m in vlm.model.modules() if isinstance(m, torch.nn.Linear))
 
 
-def test_batches_and_padding_change_nothing():
+def test_overlaps_are_those_of_the_masks():
+    vlm = tiny_vlm()
+    probe, table = measured([sample(i) for i in range(12)], vlm)
+    squares, n = probe.input_squares()
+    masks = {}
+    for site, linear in linear_sites(vlm.anatomy).items():
+        layer, path = int(site.split(".")[1]), site.split(".in.")[1]
+        image, text = squares[site]
+        for name, x in (("image", image), ("text", text), ("both", image + text)):
+            masks[layer, path, name] = prune_mask(wanda_scores(linear.weight, x, n), sparsity=0.5)
+        row = one(table, quantity="iou", sparsity=0.5, pair="image-both", layer=layer, matrix=path)
+        assert row["mean"] == pytest.approx(kept_iou(masks[layer, path, "image"], masks[layer, path, "both"]).item())
+        assert one(table, quantity="rank", layer=layer, matrix=path)["mean"] == pytest.approx(
+            spearmanr(image, text).statistic
+        )
+    for name in ("image", "text", "both"):
+        row = one(table, quantity="layers", sparsity=0.5, pair=name, layer=2, matrix="mlp.up_proj")
+        assert row["mean"] == pytest.approx(
+            kept_iou(masks[0, "mlp.up_proj", name], masks[2, "mlp.up_proj", name]).item()
+        )
+    iou = table[(table["quantity"] == "iou") & (table["sparsity"] == 0.3) & (table["pair"] == "image-text")]
+    own = iou[iou["matrix"].notna()]
+    layer = iou[iou["matrix"].isna() & (iou["layer"] == 1)]["mean"].item()
+    assert layer == pytest.approx(own[own["layer"] == 1]["mean"].mean())
+    assert iou[iou["layer"].isna()]["mean"].item() == pytest.approx(own.groupby("layer")["mean"].mean().mean())
+    assert table[table["quantity"] == "layers"]["layer"].dropna().unique().tolist() == [2]
+    assert (table["adjusted"].dropna() - (table["mean"] - table["null"]) / (1 - table["null"])).abs().max() < 1e-12
+
+
+def test_batches_padding_and_parts_change_nothing(monkeypatch):
     vlm, some = tiny_vlm(), [sample(i) for i in range(12)]
-    tables = [measure(vlm, some, [WeightOverlap()], batch_size=b, progress=False).tables["weight_overlap"] for b in (1, 5)]  # fmt: skip
-    pd.testing.assert_frame_equal(*tables, atol=2e-3)
-    assert tables[0]["mean"].between(0, 1).all() and (tables[0]["n"] == 12).all()
+    first = measured(some, vlm, batch_size=1)[1]
+    monkeypatch.setattr(overlaps, "AT_ONCE", 1000)
+    pd.testing.assert_frame_equal(first, measured(some[::-1], vlm, batch_size=5)[1], atol=2e-3)
+    assert first[first["quantity"] != "rank"]["mean"].between(0, 1).all() and (first["n"] == 12).all()
+
+
+def test_fewer_rows_estimate_the_same_and_no_sparsity_shares_everything():
+    some = [sample(i) for i in range(6)]
+    whole, part = measured(some)[1], measured(some, rows=16, sparsity=(0.5,))[1]
+    where = dict(quantity="iou", sparsity=0.5, pair="image-text")
+    for table in (whole, part):
+        table["matrix"] = table["matrix"].fillna("")
+        table["layer"] = table["layer"].fillna(-1)
+    estimates = [one(table, **where, layer=-1, matrix="")["mean"] for table in (whole, part)]
+    assert estimates[0] == pytest.approx(estimates[1], abs=0.05)
+    none = measured(some, sparsity=(0.0,))[1]
+    assert (none[none["quantity"] != "rank"]["mean"] == 1).all()
 
 
 def test_without_text_or_pictures_is_one_line():
     with pytest.raises(UserError, match="no image tokens in 1 samples"):
-        measure(tiny_vlm(), [Sample("a", "w1 w2")], [WeightOverlap()], progress=False)
+        measured([Sample("a", "w1 w2")])
+    for wrong in ({"interval": 0}, {"rows": 0}):
+        with pytest.raises(UserError, match="must be 1 or more"):
+            WeightOverlap(**wrong)
 
 
-@pytest.mark.parametrize("name", ["llava", "blip2", "qwen3_5", "mllama", "gemma3"])
-def test_other_families_have_every_linear(name):
-    model, joined, _ = batch(name, "left")
-    vlm = open_vlm(model=model)
-    inputs = vlm.from_tensors(**joined)
-    probe = WeightOverlap()
-    probe.attach(vlm.anatomy)
-    probe.update(vlm.trace(inputs, probe.sites), inputs)
-    assert all((probe.squares.sum(0)[1, at] > 0).any() for at in probe._at.values())
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_sums_of_every_linear_whatever_the_padding(name):
+    found = []
+    for side in ("left", "right"):
+        model, joined, _ = batch(name, side)
+        vlm = open_vlm(model=model)
+        inputs = vlm.from_tensors(**joined)
+        probe = WeightOverlap()
+        probe.attach(vlm.anatomy)
+        probe.update(vlm.trace(inputs, probe.sites), inputs)
+        sums = probe.squares.sum(0)
+        assert torch.isfinite(sums).all() and (sums[1] > 0).any()
+        if vlm.anatomy.image_in_sequence:
+            assert all((x > 0).any(1).all() for x in probe.input_squares()[0].values())
+        found.append(sums)
+    if name not in ("paligemma", "gemma3"):  # read in both directions, padding of another side is another mask
+        torch.testing.assert_close(found[0][0][:32], found[1][0][:32], rtol=1e-3, atol=1e-4)
+
+
+def test_padding_that_is_not_finite_is_left_out():
+    vlm = tiny_vlm()
+    inputs = vlm.prepare_samples([sample(0), sample(4)])
+    probe, other = WeightOverlap(), WeightOverlap()
+    trace = vlm.trace(inputs, probe.sites)
+    for one_probe in (probe, other):
+        one_probe.attach(vlm.anatomy)
+    probe.update(trace, inputs)
+    assert not inputs.spans.real.all()
+    for value in trace.tensors.values():
+        value[~inputs.spans.real] = torch.nan
+    other.update(trace, inputs)
+    torch.testing.assert_close(probe.squares, other.squares)
