@@ -126,7 +126,7 @@ def decompose(
         start = None if init == "svd" else _drawn(Z, k, seed)
         fitted = fit_semi_nmf(Z, k, penalty, start=start, seed=seed, iterations=iterations, tol=tol)
         atoms, made = fitted.atoms, {"penalty": penalty, "objective": tuple(fitted.objective)}
-    empty = Dictionary(method, atoms, Z.new_zeros(0, k), mean, seed=seed, **made)
+    empty = Dictionary(method, atoms.contiguous(), Z.new_zeros(0, k), mean, seed=seed, **made)
     return replace(empty, codes=empty.encode(Z))
 
 

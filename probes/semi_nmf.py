@@ -58,7 +58,7 @@ def fit_semi_nmf(
         dead = torch.nonzero(gram.diagonal() <= 0).flatten()
         if len(dead):
             atoms[dead] = _worst_fitted(Z, codes, atoms, len(dead), generator)
-        elif len(objective) > 10 and objective[-11] - objective[-1] <= tol * abs(objective[-1]):
+        if len(objective) > 10 and objective[-11] - objective[-1] <= tol * abs(objective[-1]):
             break
     return SemiNMF(atoms, objective)
 
