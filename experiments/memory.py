@@ -78,8 +78,8 @@ def trace_memory(
 
     - weights: every parameter, a bytes each, tied ones once (`weight_memory` for quantised ones);
     - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S and attn_images 8 B H T I
-      (always fp32); cross_mass 4 B H T I tiles; projector B I tokens D a (before
-      padding is cut); vision.blocks.i.resid_post M N Dv a;
+      (always fp32); cross_mass 4 B H T I tiles; attn_rows 4 B H Q T for Q queries (1 without an answer, as counted here);
+      projector B I tokens D a (before padding is cut); vision.blocks.i.resid_post M N Dv a, its attention sites 4 M Hv N;
     - logits: B T V a, made by the model whether asked for or not;
     - work: the larger of one decoder layer and one tower layer in flight: for n positions n a (4 D + max(3 F,
       4 H d + 2 K d)), and for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32);
@@ -119,6 +119,13 @@ def site_bytes(
         return rows * 2 * images
     if kind == "blocks.cross_mass":
         return rows * images * tiles
+    if kind.endswith("_rows"):  # one query, the last of the prompt; an answer of n tokens has n
+        return batch * anatomy.n_heads * 4 * (images * tiles * patches if "cross" in kind else length)
+    if kind == "resampler.attention":
+        return batch * images * tokens * tiles * patches * 4
+    if kind.startswith("vision.") and not kind.endswith("resid_post"):
+        heads = 1 if kind == "vision.pool_attention" else vision_heads(anatomy)
+        return batch * images * tiles * patches * heads * 4
     if kind == "projector":
         if anatomy.layout.grid == "cross":
             tokens = tiles * patches
@@ -168,3 +175,9 @@ def vision_width(anatomy: Anatomy) -> int:
     """Width of the tower's residual stream (Qwen2-VL calls it embed_dim, and its output width hidden_size)."""
     vision = anatomy.vision_config
     return first(getattr(vision, "embed_dim", None) or vision.hidden_size)
+
+
+def vision_heads(anatomy: Anatomy) -> int:
+    """Heads of the tower's attention, whatever its config calls them."""
+    names = ("num_attention_heads", "num_heads", "attention_heads")
+    return next(int(getattr(anatomy.vision_config, name)) for name in names if hasattr(anatomy.vision_config, name))

@@ -1,8 +1,9 @@
-"""Attention statistics without T x T: the mass each query gives to groups of keys, from one more fused attention call.
+"""Attention statistics without T x T, from the queries and keys that the model hands to its attention function.
 
-softmax(QK) V is linear in V. Running the same kernel again with V replaced by 0/1 group indicators gives, for every head
-and query, exactly the attention mass on each group, in memory O(T * groups). The registered function is a wrapper around
-the implementation the model had: it changes nothing in the output, and records only for the thread that asked.
+The registered function is a wrapper around the implementation the model had: it changes nothing in the output, and shows
+each call only to the thread that asked. Of a call can be had, exactly: the mass on groups of keys (softmax(QK) V is linear
+in V, so the same kernel run again with V replaced by 0/1 group indicators gives it in memory O(T * groups)), the rows of a
+few queries (O(rows * T)), and the attention each key receives (a softmax over blocks of queries).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,103 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..scenes.errors import UserError
+
 PREFIX = "chiasm_"
 
-
-class MassReader(Protocol):
-    """Who records masses: says which groups the keys of a module belong to, and takes the result."""
-
-    def groups(self, module: nn.Module, query: Tensor, key: Tensor) -> Tensor | None:
-        """(B, Tk, G) indicators of each key's groups, or None to leave this module alone."""
-
-    def take(self, module: nn.Module, mass: Tensor) -> None:
-        """Receives (B, H, Tq, G), fp32."""
+_BLOCK = 1 << 22
+"""Numbers of a block of probabilities, where they are summed block by block (16 MB)."""
 
 
-_readers: ContextVar[tuple[MassReader, ...]] = ContextVar("chiasm_mass_readers", default=())
+@dataclass(frozen=True)
+class Call:
+    """One attention call: query (B, H, Tq, d) and key (B, Hkv, Tk, d) after rotary embedding and norms, the mask as the
+    model made it, and the probabilities (B, H, Tq, Tk) where the implementation is eager and has them."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    attend: Callable
+    options: dict
+    weights: Tensor | None
+
+    def mass(self, groups: Tensor) -> Tensor:
+        """Mass (B, H, Tq, G), fp32, that each query gives to each group of keys; groups (B, Tk, G)."""
+        if self.weights is not None:
+            return self.weights.float() @ groups[:, None].float()
+        options = self.options | {"dropout": 0.0}  # a second call would draw another dropout mask
+        return attention_mass(self.attend, self.module, self.query, self.key, groups, self.mask, **options)
+
+    def rows(self, at: Tensor) -> Tensor:
+        """Attention (B, H, Q, Tk), fp32, of the queries at (B, Q); a query that may see nothing gives 0."""
+        if self.weights is not None:
+            at = at[:, None, :, None].expand(-1, self.weights.shape[1], -1, self.weights.shape[3])
+            return self.weights.gather(2, at).float()
+        logits = self.logits(at)
+        return logits.softmax(-1).masked_fill((logits == -torch.inf).all(-1, keepdim=True), 0)
+
+    def logits(self, at: Tensor) -> Tensor:
+        """What the softmax is of: (B, H, Q, Tk), fp32, masked keys -inf or as low as the mask says; at (B, Q)."""
+        n_groups, n_keys, size = self.key.shape[1:]
+        chosen = self.query.gather(2, at[:, None, :, None].expand(-1, self.query.shape[1], -1, size)).float()
+        scale = self.options.get("scaling")
+        chosen = chosen.unflatten(1, (n_groups, -1)) * (size**-0.5 if scale is None else scale)
+        logits = (chosen @ self.key.float().transpose(-1, -2)[:, :, None]).flatten(1, 2)
+        if cap := self.options.get("softcap"):
+            logits = cap * torch.tanh(logits / cap)
+        if isinstance(self.mask, Tensor) and self.mask.dim() == 4:
+            mask = self.mask.expand(len(at), -1, -1, -1)
+            mask = mask.gather(2, at[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))[..., :n_keys]
+            return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
+        return logits.masked_fill(~self._plainly_visible(at), -torch.inf)
+
+    def received(self, queries: Tensor) -> Tensor:
+        """(B, H, Tk), fp32: the attention that each key gets from all others, summed over the queries where `queries`
+        (B, Tq) is true; self-attention only, as a key's attention to itself is left out."""
+        batch, heads, length, _ = self.query.shape
+        step = max(1, _BLOCK // (batch * heads * length))
+        total = self.query.new_zeros(batch, heads, length, dtype=torch.float32)
+        for block in torch.arange(length, device=self.query.device).split(step):
+            rows = self.rows(block.expand(batch, -1)) * queries[:, None, block, None]
+            total += rows.sum(2)
+            total[..., block] -= rows.diagonal(int(block[0]), 2, 3)
+        return total
+
+    def visible(self) -> Tensor | None:
+        """(B or 1, Tq, Tk) which key each query may see, from a mask over both; None where there is no such mask."""
+        if not isinstance(self.mask, Tensor) or self.mask.dim() != 4:
+            return None
+        mask = self.mask[:, 0, :, : self.key.shape[2]]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+    def _plainly_visible(self, at: Tensor) -> Tensor:
+        """(B, 1, Q, Tk) where the implementation masks by itself: causality, a window, padded keys (flash: mask (B, Tk))."""
+        if self.mask is not None and not (isinstance(self.mask, Tensor) and self.mask.dim() == 2):
+            raise UserError(
+                f"rows of attention cannot be read under a mask of type {type(self.mask).__name__}: open the model with "
+                'attn_implementation="sdpa"'
+            )
+        n_queries, n_keys = self.query.shape[2], self.key.shape[2]
+        keys = torch.arange(n_keys, device=at.device)
+        # sdpa's own causal mask starts at the first key (a static cache has room behind), flash's ends at the last
+        start = 0 if self.attend is ALL_ATTENTION_FUNCTIONS["sdpa"] else n_keys - n_queries
+        place = (at + start)[:, None, :, None]
+        causal = self.options.get("is_causal")
+        causal = getattr(self.module, "is_causal", True) if causal is None else causal
+        seen = (keys <= place) if causal and n_queries > 1 else torch.ones_like(keys <= place)
+        if window := self.options.get("sliding_window"):
+            seen &= keys > place - window
+        return seen if self.mask is None else seen & self.mask[:, None, None, -n_keys:].bool()
+
+
+class Reader(Protocol):
+    """Who reads attention: is shown every call of this thread in the part of the model that it asked for."""
+
+    def see(self, call: Call) -> None: ...
+
+
+_readers: ContextVar[tuple[Reader, ...]] = ContextVar("chiasm_attention_readers", default=())
 
 
 def attention_mass(
@@ -60,23 +144,16 @@ def attention_mass(
 
 
 def _wrap(name: str) -> Callable:
-    """The attention function `name` with recording; the argument names are those transformers passes by keyword."""
+    """The attention function `name` with reading; the argument names are those transformers passes by keyword."""
 
-    def recording_attention(module, query, key, value, attention_mask, **kwargs):
+    def read_attention(module, query, key, value, attention_mask, **kwargs):
         attend = original(name, module)
         out, weights = attend(module, query, key, value, attention_mask, **kwargs)
         for reader in _readers.get():
-            groups = reader.groups(module, query, key)
-            if groups is None:
-                continue
-            if weights is not None:  # eager has the probabilities already
-                reader.take(module, weights.float() @ groups[:, None].float())
-            else:
-                kwargs["dropout"] = 0.0  # a second call would draw another dropout mask
-                reader.take(module, attention_mass(attend, module, query, key, groups, attention_mask, **kwargs))
+            reader.see(Call(module, query, key, attention_mask, attend, kwargs, weights))
         return out, weights
 
-    return recording_attention
+    return read_attention
 
 
 def original(name: str, module: nn.Module) -> Callable:
@@ -95,42 +172,35 @@ def _register(name: str) -> str:
     return wrapped
 
 
-class _Switch:
-    """Routes a model's language attention through the recording wrapper while anyone records on it."""
-
-    def __init__(self, model: PreTrainedModel):
-        self.config = model.get_decoder().config if hasattr(model, "get_decoder") else model.config.get_text_config()
-        self.lock, self.users, self.previous = threading.Lock(), 0, ""
-
-    def enter(self) -> None:
-        with self.lock:
-            if self.users == 0:
-                self.previous = self.config._attn_implementation
-                # The whole tower at once (a single layer switched would be handed another layer's mask), and by the
-                # config attribute that every layer reads, which costs nothing per batch.
-                self.config._attn_implementation = _register(self.previous)
-            self.users += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                self.config._attn_implementation = self.previous
+_lock = threading.Lock()
+_routed: dict[int, list] = {}
+"""Of every config that is routed through the wrapper now: itself, the implementation it had, and how many read."""
 
 
-_switches: WeakKeyDictionary[PreTrainedModel, _Switch] = (
-    WeakKeyDictionary()
-)  # beside the model, so that it stays copyable
+def decoder_config(model: PreTrainedModel):
+    """The config whose attention implementation the language model goes by."""
+    return model.get_decoder().config if hasattr(model, "get_decoder") else model.config.get_text_config()
 
 
 @contextmanager
-def recording_mass(model: PreTrainedModel, reader: MassReader) -> Iterator[None]:
-    """While open, `reader` is given the masses of every attention call this thread makes in the language model."""
-    switch = _switches.setdefault(model, _Switch(model))
-    switch.enter()
+def reading_attention(config, reader: Reader) -> Iterator[None]:
+    """While open, `reader` is shown every attention call this thread makes in the tower with this config.
+
+    The whole tower at once (a single layer switched would be handed another layer's mask), and by the config attribute
+    that every layer reads, which costs nothing per batch. Several threads may read; the last one restores.
+    """
+    with _lock:
+        entry = _routed.setdefault(id(config), [config, config._attn_implementation, 0])
+        if entry[2] == 0:
+            config._attn_implementation = _register(entry[1])
+        entry[2] += 1
     token = _readers.set((*_readers.get(), reader))
     try:
         yield
     finally:
         _readers.reset(token)
-        switch.leave()
+        with _lock:
+            entry[2] -= 1
+            if entry[2] == 0:
+                config._attn_implementation = entry[1]
+                del _routed[id(config)]

@@ -49,6 +49,15 @@ class Spans:
         """The largest number of pictures in one row."""
         return int(self.image_index.max()) + 1 if self.image_index.numel() else 0
 
+    def predicting(self) -> Tensor:
+        """(B, Q) positions that predict a token of the answer, in order, -1 where a row has fewer: the first is the last
+        position of the prompt. Of a row without an answer its last position alone."""
+        rows = []
+        for labels in self.labels:
+            answer = torch.nonzero(labels == self.names.index("answer")).flatten()
+            rows.append(answer - 1 if len(answer) else torch.nonzero(labels >= 0).flatten()[-1:])
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
     def indicators(self) -> Tensor:
         """(B, T, S) float: one column a span; padding is in none."""
         return torch.nn.functional.one_hot(self.labels + 1, len(self.names) + 1)[..., 1:].float()

@@ -14,28 +14,32 @@ from torch.nn.functional import pad
 
 from ..scenes.errors import UserError
 from .anatomy import Anatomy
-from .attention import recording_mass
+from .attention import decoder_config, reading_attention
+from .decoder_attention import DecoderReader, without_padding
 from .spans import Spans
+from .vision_attention import pooling_attention, vision_readers, vision_sites
 
-_MASSES = ("attn_mass", "attn_images", "cross_mass")
+_ATTENTION = ("attn_mass", "attn_images", "attn_rows", "cross_mass", "cross_rows")
 _recording: ContextVar[tuple[Recorder, ...]] = ContextVar("chiasm_recorders", default=())
 
 
 def site_names(anatomy: Anatomy) -> list[str]:
     """Every site of this model, in the order of the forward pass.
 
-    `vision.blocks.i.resid_post` (as the tower shapes it), `projector`, `embed` (B, T, D: input of block 0, so with the
-    family's embedding scale and learned positions), `blocks.i.attn_out`, `blocks.i.mlp_out`, `blocks.i.resid_post`
-    (B, T, D), `blocks.i.attn_mass` (B, H, T, S: columns are Spans.names), `blocks.i.attn_images` (B, H, T, 2K: for every
-    picture its mass and that of the text after it), `blocks.i.cross_mass` (B, H, T, tiles: Mllama's cross-attention
-    layers, whose keys are the patches), `final` (B, T, D: after the final norm), `logits` (B, T, V).
+    `vision.blocks.i.resid_post` (as the tower shapes it) and what is attended to in the tower (see `vision_sites`),
+    `projector`, `embed` (B, T, D: input of block 0, so with the family's embedding scale and learned positions),
+    `blocks.i.attn_out`, `blocks.i.mlp_out`, `blocks.i.resid_post` (B, T, D), `blocks.i.attn_mass` (B, H, T, S: columns are
+    Spans.names), `blocks.i.attn_images` (B, H, T, 2K: for every picture its mass and that of the text after it),
+    `blocks.i.attn_rows` (B, H, Q, T: attention of the Q queries of `Spans.predicting`), `blocks.i.cross_mass` (B, H, T,
+    tiles: Mllama's cross-attention layers, whose keys are the patches) and `blocks.i.cross_rows` (B, H, Q, keys), `final`
+    (B, T, D: after the final norm), `logits` (B, T, V).
     """
-    names = [f"vision.blocks.{i}.resid_post" for i in range(anatomy.n_vision_layers)] + ["projector", "embed"]
+    names = [*vision_sites(anatomy), "projector", "embed"]
     for i, kind in enumerate(anatomy.attention_kinds):
         if kind == "cross":
-            names.append(f"blocks.{i}.cross_mass")
+            names += [f"blocks.{i}.cross_mass", f"blocks.{i}.cross_rows"]
         elif kind != "linear":
-            names += [f"blocks.{i}.attn_mass", f"blocks.{i}.attn_images"]
+            names += [f"blocks.{i}.attn_mass", f"blocks.{i}.attn_images", f"blocks.{i}.attn_rows"]
         if kind != "linear":
             names.append(f"blocks.{i}.attn_out")
         if hasattr(anatomy.blocks[i], "mlp"):
@@ -75,7 +79,7 @@ def expand_sites(anatomy: Anatomy, patterns: Sequence[str]) -> list[str]:
 def _refuse_site(anatomy: Anatomy, pattern: str) -> None:
     if layer := re.fullmatch(r"(vision\.)?blocks\.(-?\d+)\.(\w+)", pattern):
         i = anatomy.check_layer(int(layer[2]), vision=bool(layer[1]))
-        if layer[3] in _MASSES and not layer[1]:
+        if layer[3] in _ATTENTION and not layer[1]:
             raise UserError(
                 f"site {pattern!r}: layer {i} of this {anatomy.family} is {anatomy.attention_kinds[i]} attention"
             )
@@ -119,10 +123,6 @@ class Recorder:
         self.sites = expand_sites(anatomy, sites)
         self.read: dict[str, list[Tensor]] = {}
         self.seen = 0  # positions the decoder has processed, cache included
-        self.masses = {}  # id of an attention module -> its layer
-        if any(site.endswith(_MASSES) for site in self.sites):
-            layers = {int(site.split(".")[1]) for site in self.sites if site.endswith(_MASSES)}
-            self.masses = {id(anatomy.attention(i)): i for i in layers}
 
     # -- residual stream and module outputs ----------------------------------------------------------------------------
 
@@ -162,60 +162,26 @@ class Recorder:
                 yield from output(block.mlp, f"blocks.{i}.mlp_out")
         for i, block in enumerate(anatomy.vision_blocks):
             yield from output(block, f"vision.blocks.{i}.resid_post")
+        if "vision.pool_attention" in wanted:
+            yield pooling_attention(anatomy).register_forward_hook(
+                lambda _m, _a, out: self._keep("vision.pool_attention", out[1][:, 0])
+            )
         yield from output(anatomy.projector, "projector")
         yield from output(anatomy.norm, "final")
         yield from output(anatomy.unembedding, "logits")
-
-    # -- attention masses (MassReader) ---------------------------------------------------------------------------------
-
-    def groups(self, module: nn.Module, query: Tensor, key: Tensor) -> Tensor | None:
-        layer = self.masses.get(id(module))
-        if layer is None:
-            return None
-        if self.anatomy.attention_kinds[layer] == "cross":
-            return self._tiles(key)
-        return self._at_keys(self.columns.to(key.device), key.shape[0], key.shape[2])
-
-    def _at_keys(self, groups: Tensor, batch: int, length: int) -> Tensor:
-        """The groups (B, T, G) at the keys a layer really has: cached, windowed, preallocated, repeated for beams."""
-        if self.seen > groups.shape[1]:
-            groups = _generated(groups, self.seen - groups.shape[1])
-        if length < groups.shape[1]:  # a sliding window has forgotten the first keys
-            groups = groups[:, groups.shape[1] - length :]
-        elif length > groups.shape[1]:  # a static cache holds room for keys to come, which are masked
-            groups = _generated(groups, length - groups.shape[1])
-        return groups.repeat_interleave(batch // groups.shape[0], 0) if batch != groups.shape[0] else groups
-
-    def _tiles(self, key: Tensor) -> Tensor:
-        """Cross-attention keys (B, H, pictures * tiles * patches, d) grouped by tile."""
-        vision = self.anatomy.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2 + 1
-        tiles = key.shape[2] // patches
-        return torch.eye(tiles, device=key.device).repeat_interleave(patches, 0).expand(key.shape[0], -1, -1)
-
-    def take(self, module: nn.Module, mass: Tensor) -> None:
-        layer = self.masses[id(module)]
-        if self.anatomy.attention_kinds[layer] == "cross":
-            self.read.setdefault(f"blocks.{layer}.cross_mass", []).append(mass)
-            return
-        for kind, part in zip(
-            _MASSES, mass.split([len(Spans.names), mass.shape[-1] - len(Spans.names)], -1), strict=False
-        ):
-            if f"blocks.{layer}.{kind}" in self.sites:
-                self.read.setdefault(f"blocks.{layer}.{kind}", []).append(part)
 
     # -- the result ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def __call__(self) -> Iterator[Recorder]:
-        self.columns = self.spans.indicators()
-        if self.spans.n_images and any(site.endswith("attn_images") for site in self.sites):
-            self.columns = torch.cat([self.columns, self.spans.image_indicators()], -1)
         with ExitStack() as stack:
             for hook in self._hooks():
                 stack.callback(hook.remove)
-            if self.masses:
-                stack.enter_context(recording_mass(self.anatomy.model, self))
+            if any(site.startswith("blocks.") and site.endswith(_ATTENTION) for site in self.sites):
+                reader = DecoderReader(self)
+                stack.enter_context(reading_attention(decoder_config(self.anatomy.model), reader))
+            for config, reader in vision_readers(self):
+                stack.enter_context(reading_attention(config, reader))
             token = _recording.set((*_recording.get(), self))
             stack.callback(_recording.reset, token)
             yield self
@@ -223,26 +189,14 @@ class Recorder:
     def trace(self, inputs=None) -> Trace:
         """What was read, in forward order, decoding steps joined; rows of padding have mass zero."""
         joined = {site: _join(self.read[site], site) for site in self.sites if site in self.read}
-        if not self.spans.real.all():
-            for site, value in joined.items():
-                if site.endswith(("attn_mass", "attn_images")):
-                    joined[site] = value * self._real_queries(value)
-        return Trace(joined, inputs)
-
-    def _real_queries(self, mass: Tensor) -> Tensor:
-        """1 for queries that are no padding, 0 for those that are, to be multiplied with (B, H, T, S)."""
-        real = self.spans.real.to(mass.device).repeat_interleave(len(mass) // len(self.spans.labels), 0)
-        return pad(real, (0, mass.shape[2] - real.shape[1]), value=True)[:, None, :, None]
+        return Trace({site: without_padding(value, site, self.spans) for site, value in joined.items()}, inputs)
 
 
 def _join(values: list[Tensor], site: str) -> Tensor:
-    if len(values) == 1 or site.startswith(("vision", "projector")):
+    if site.endswith(".received"):  # some towers attend picture by picture
+        return torch.cat(values, -1)
+    if len(values) == 1 or site.startswith(("vision", "projector", "resampler")):
         return values[0]
-    return torch.cat(values, 2 if site.endswith(_MASSES) else 1)
-
-
-def _generated(groups: Tensor, n: int) -> Tensor:
-    """groups (B, T, G) with n more keys that belong to "generated"."""
-    new = groups.new_zeros(groups.shape[0], n, groups.shape[2])
-    new[..., Spans.names.index("generated")] = 1
-    return torch.cat([groups, new], 1)
+    if site.endswith("attn_rows"):
+        values = [pad(rows, (0, values[-1].shape[-1] - rows.shape[-1])) for rows in values]
+    return torch.cat(values, 2 if site.endswith(_ATTENTION) else 1)

@@ -1,0 +1,101 @@
+"""What is read of the decoder's attention: mass by span, by picture and by tile, and the rows of chosen queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .attention import Call
+from .spans import Spans
+
+MASSES = ("attn_mass", "attn_images")
+_PADDED = (*MASSES, "attn_rows", "cross_rows")
+
+
+class DecoderReader:
+    """Takes the attention sites that a recorder wants of the decoder, at whatever keys a layer really has."""
+
+    def __init__(self, recorder):
+        self.recorder, self.anatomy, self.sites = recorder, recorder.anatomy, set(recorder.sites)
+        spans, blocks = recorder.spans, [site for site in recorder.sites if site.startswith("blocks.")]
+        kinds = {site.rsplit(".", 1)[1] for site in blocks}
+        wanted = {*MASSES, "attn_rows", "cross_mass", "cross_rows"}
+        layers = {int(site.split(".")[1]) for site in blocks if site.rsplit(".", 1)[1] in wanted}
+        self.layers = {id(self.anatomy.attention(i)): i for i in layers}
+        self.columns = spans.indicators()
+        if spans.n_images and "attn_images" in kinds:
+            self.columns = torch.cat([self.columns, spans.image_indicators()], -1)
+        self.queries = spans.predicting() if kinds & {"attn_rows", "cross_rows"} else None
+
+    def see(self, call: Call) -> None:
+        layer = self.layers.get(id(call.module))
+        if layer is None:
+            return
+        cross = self.anatomy.attention_kinds[layer] == "cross"
+        if self._wants(layer, "cross_mass"):
+            self._keep(layer, "cross_mass", call.mass(self._tiles(call.key)))
+        if any(self._wants(layer, kind) for kind in MASSES):
+            mass = call.mass(self._at_keys(self.columns.to(call.key.device), call.key.shape[0], call.key.shape[2]))
+            parts = mass.split([len(Spans.names), mass.shape[-1] - len(Spans.names)], -1)
+            for kind, part in zip(MASSES, parts, strict=True):
+                if self._wants(layer, kind):
+                    self._keep(layer, kind, part)
+        kind = "cross_rows" if cross else "attn_rows"
+        if self._wants(layer, kind):
+            rows = call.rows(self._queries(call.query))
+            self._keep(layer, kind, rows if cross else _first_keys(rows, self.recorder.seen))
+
+    def _wants(self, layer: int, kind: str) -> bool:
+        return f"blocks.{layer}.{kind}" in self.sites
+
+    def _keep(self, layer: int, kind: str, value: Tensor) -> None:
+        self.recorder.read.setdefault(f"blocks.{layer}.{kind}", []).append(value)
+
+    def _queries(self, query: Tensor) -> Tensor:
+        """(B, Q) which of these queries' rows are wanted: those of `Spans.predicting`; of a decoding step its last one."""
+        batch, n = query.shape[0], query.shape[2]
+        if n < self.recorder.seen:
+            return torch.full((batch, 1), n - 1, device=query.device)
+        wanted = self.queries.to(query.device).clamp(min=0)
+        return wanted.repeat_interleave(batch // len(wanted), 0)
+
+    def _at_keys(self, groups: Tensor, batch: int, length: int) -> Tensor:
+        """The groups (B, T, G) at the keys a layer really has: cached, windowed, preallocated, repeated for beams."""
+        if self.recorder.seen > groups.shape[1]:
+            groups = _generated(groups, self.recorder.seen - groups.shape[1])
+        if length < groups.shape[1]:  # a sliding window has forgotten the first keys
+            groups = groups[:, groups.shape[1] - length :]
+        elif length > groups.shape[1]:  # a static cache holds room for keys to come, which are masked
+            groups = _generated(groups, length - groups.shape[1])
+        return groups.repeat_interleave(batch // groups.shape[0], 0) if batch != groups.shape[0] else groups
+
+    def _tiles(self, key: Tensor) -> Tensor:
+        """Cross-attention keys (B, H, pictures * tiles * patches, d) grouped by tile."""
+        vision = self.anatomy.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        tiles = key.shape[2] // patches
+        return torch.eye(tiles, device=key.device).repeat_interleave(patches, 0).expand(key.shape[0], -1, -1)
+
+
+def without_padding(value: Tensor, site: str, spans: Spans) -> Tensor:
+    """A site's value with the attention of padding, and of queries that a row does not have, set to 0."""
+    if not site.startswith("blocks.") or not site.endswith(_PADDED):
+        return value
+    real = spans.predicting() >= 0 if site.endswith("_rows") else spans.real
+    if real.all():
+        return value
+    real = real.to(value.device).repeat_interleave(len(value) // len(real), 0)
+    return value * pad(real, (0, value.shape[2] - real.shape[1]), value=True)[:, None, :, None]
+
+
+def _first_keys(rows: Tensor, seen: int) -> Tensor:
+    """Rows (..., Tk) at the `seen` positions so far: a static cache's room cut off, keys a window has forgotten 0."""
+    return rows[..., :seen] if rows.shape[-1] >= seen else pad(rows, (seen - rows.shape[-1], 0))
+
+
+def _generated(groups: Tensor, n: int) -> Tensor:
+    """groups (B, T, G) with n more keys that belong to "generated"."""
+    new = groups.new_zeros(groups.shape[0], n, groups.shape[2])
+    new[..., Spans.names.index("generated")] = 1
+    return torch.cat([groups, new], 1)
