@@ -149,10 +149,6 @@ def attention_claims(table: pd.DataFrame) -> list[Claim]:
     ]
 
 
-CARDS = {"implicit_alignment": alignment_cards, "attention_shift": attention_cards}
-CLAIMS = {"implicit_alignment": alignment_claims, "attention_shift": attention_claims}
-
-
 def _card(name: str, row, means: str) -> Card:
     low, high = row["low"], row["high"]
     if "Retrieval" in name:  # Student's interval of a share may pass its ends

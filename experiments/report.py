@@ -13,9 +13,9 @@ from pathlib import Path
 from ..probes.measure import Measurement, measure
 from ..scenes.errors import UserError
 from ..scenes.sample import BadSample, Sample
-from . import headlines
 from .examples import examples
-from .figures import Drawn, draw, figures_of
+from .figures import Drawn, draw
+from .lenses import LENSES, built_in, figures_of
 from .lineage import is_organism, lineage
 from .options import load_probe
 from .page import SHOWN, Page, PageFigure, Section, packed_plotly, page_figure, shown_table, write_page
@@ -29,21 +29,6 @@ PAGE = "report.html"
 
 SCENES, EXAMPLES = 200, 6
 """Scenes measured, and examples shown, where nothing else is asked."""
-
-TITLES = {
-    "implicit_alignment": "Implicit alignment",
-    "attention_shift": "Attention shift",
-}
-INTROS = {
-    "implicit_alignment": (
-        "Do visual tokens become like text tokens on their way through the language model? Cosine similarities of the residual stream, "
-        "layer by layer, with the controls that tell alignment from a common drift (Shukor and Cord, arXiv 2405.16700).",
-    ),
-    "attention_shift": (
-        "Where does attention go once a picture stands in the middle of a text, and do the text before and the text behind it still share "
-        "one course over layers? (the attention part of Wings, arXiv 2406.03496).",
-    ),
-}
 
 
 def report(
@@ -71,7 +56,7 @@ def report(
     began = time.monotonic()
     vlm = _open(model, device, dtype)
     samples, described = _samples(data, limit, seed)
-    instruments = built_in(vlm)
+    instruments, left_out = built_in(vlm, next(iter(_first_good(samples, limit)), None))
     known = {probe.name for probe in instruments}
     for one in probes or ():
         one = load_probe(one) if isinstance(one, str) else one
@@ -103,20 +88,21 @@ def report(
         shown = examples(vlm, _first_good(samples, limit))
         studies = _studies(vlm, seed, limit, out, device, dtype)
         page = _page(
-            vlm, described, result, run, sections, shown, studies, time.monotonic() - began, batch_size, interactive
+            vlm,
+            described,
+            result,
+            run,
+            sections,
+            shown,
+            studies,
+            left_out,
+            time.monotonic() - began,
+            batch_size,
+            interactive,
         )
         (run.path / PAGE).write_text(write_page(page), encoding="utf-8")
         run.log(f"page written after {time.monotonic() - began:.0f} s")
     return run.path / PAGE
-
-
-def built_in(vlm) -> list:
-    """Every built-in probe that can be read from this model; attention shift with the text-only run as its contrast."""
-    from ..probes.attention_shift import AttentionShift
-    from ..probes.implicit_alignment import ImplicitAlignment
-
-    in_sequence = vlm.anatomy.image_in_sequence  # in cross-attention models no text is before or after the picture
-    return [ImplicitAlignment(), AttentionShift(text_only=True)] if in_sequence else [ImplicitAlignment()]
 
 
 def _open(model, device, dtype):
@@ -154,6 +140,8 @@ def _section(probe, result: Measurement, run: Run) -> Section:
     """A probe's part of the page: its figures, or for a user's own probe what its `draw` draws, or its table."""
     table = result.tables[probe.name]
     section = "probe-" + probe.name.replace("_", "-")
+    lens = LENSES.get(probe.name)
+    title = lens.title if lens else probe.name
     figures = []
     for figure in figures_of(probe.name, table):
         figures.append(_kept(draw(figure), section, run, f"{probe.name}.{figure.name}"))
@@ -162,16 +150,14 @@ def _section(probe, result: Measurement, run: Run) -> Section:
     if drawing is not None:
         about = (type(probe).__doc__ or "").strip().split("\n")[0]
         own = Drawn(
-            probe.name, TITLES.get(probe.name, probe.name), about, f"Figure of probe {probe.name}", f"n = {result.n:,} samples",
+            probe.name, title, about, f"Figure of probe {probe.name}", f"n = {result.n:,} samples",
             drawing(table), None,
         )  # fmt: skip
         figures.append(_kept(own, section, run, probe.name))
     elif not figures:
         tables.append(shown_table(f"Table of probe {probe.name}", table))
-    intro = INTROS.get(probe.name) or tuple(
-        line for line in [(type(probe).__doc__ or "").strip().split("\n\n")[0]] if line
-    )
-    return Section(section, TITLES.get(probe.name, probe.name), intro, figures, tables)
+    about = [lens.intro] if lens else [(type(probe).__doc__ or "").strip().split("\n\n")[0]]
+    return Section(section, title, [line for line in about if line], figures, tables)
 
 
 def _kept(drawn: Drawn, section: str, run: Run, name: str) -> PageFigure:
@@ -213,11 +199,12 @@ def _study_section(study: Study) -> Section:
     return Section(section, study.title, study.intro, figures, (), notes)
 
 
-def _page(vlm, described, result, run, sections, shown, studies, seconds, batch_size, interactive) -> Page:
+def _page(vlm, described, result, run, sections, shown, studies, left_out, seconds, batch_size, interactive) -> Page:
     cards, claims = [], []
     for name, table in result.tables.items():
-        cards += headlines.CARDS[name](table) if name in headlines.CARDS else []
-        claims += headlines.CLAIMS[name](table) if name in headlines.CLAIMS else []
+        if lens := LENSES.get(name):
+            cards += lens.cards(table)
+            claims += lens.claims(table)
     for study in studies:
         claims += study.claims
     anatomy, versions = vlm.anatomy, run.manifest["versions"]
@@ -243,7 +230,7 @@ def _page(vlm, described, result, run, sections, shown, studies, seconds, batch_
         facts=facts,
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         sections=every,
-        limits=limits(vlm, result, studies),
+        limits=limits(vlm, result, studies, left_out),
         footer=f"Written by chiasm {versions.get('chiasm', '')} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. The page is complete in itself and loads nothing.",
         cards=cards,
         claims=claims,
@@ -255,7 +242,7 @@ def _page(vlm, described, result, run, sections, shown, studies, seconds, batch_
     )  # fmt: skip
 
 
-def limits(vlm, result: Measurement, studies: Sequence[Study]) -> list[str]:
+def limits(vlm, result: Measurement, studies: Sequence[Study], left_out: dict[str, str]) -> list[str]:
     """What was not run and what these numbers cannot say."""
     notes = []
     if str(vlm.device).startswith("cpu"):
@@ -275,10 +262,7 @@ def limits(vlm, result: Measurement, studies: Sequence[Study]) -> list[str]:
         "Intervals tell of other samples from the same source, not of other models, seeds or prompts. Verdicts are not corrected for there being several; "
         "treat a single one as a hint."
     )
-    if not vlm.anatomy.image_in_sequence:
-        notes.append(
-            "Not applicable: attention shift. This model's pictures enter by cross-attention, so no text is before or behind them."
-        )
+    notes += [f"Not applicable: {title}: {reason}." for title, reason in left_out.items()]
     for study in studies:
         n = len(next(iter(study.tables.values()))["stage"].unique())
         if n < 12:

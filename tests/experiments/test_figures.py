@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from chiasm.experiments import style
 from chiasm.experiments.figures import (
-    FIGURES,
     Areas,
     Chart,
     Heat,
@@ -19,13 +18,12 @@ from chiasm.experiments.figures import (
     draw,
     draw_interactive,
     draw_picture,
-    figures_of,
 )
 from chiasm.experiments.figures.chart import spread, with_room
 from chiasm.experiments.figures.rows import layer_ticks, pick, samples_note
+from chiasm.experiments.lenses import LENSES, built_in, figures_of
 from chiasm.experiments.options import PROBES
 from chiasm.experiments.page import png_of
-from chiasm.experiments.report import built_in
 from chiasm.probes.measure import measure
 
 from .pages import framed, tiny_vlm
@@ -35,7 +33,8 @@ from .pages import framed, tiny_vlm
 def tables() -> dict[str, pd.DataFrame]:
     """Real tables of every built-in probe, on a tiny random model."""
     vlm = tiny_vlm()
-    return measure(vlm, [framed(i) for i in range(12)], built_in(vlm), progress=False).tables
+    samples = [framed(i) for i in range(12)]
+    return measure(vlm, samples, built_in(vlm, samples[0])[0], progress=False).tables
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +43,12 @@ def figures(tables):
 
 
 def test_every_built_in_probe_has_figures():
-    assert set(FIGURES) == set(PROBES)
+    assert set(LENSES) == set(PROBES) and all(lens.figures for lens in LENSES.values())
 
 
 def test_every_figure_function_draws_something(tables):
-    for probe, functions in FIGURES.items():
-        for function in functions:
+    for probe, lens in LENSES.items():
+        for function in lens.figures:
             assert function(tables[probe]) is not None, function.__name__
 
 

@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 import pytest
-from chiasm.experiments.figures import figures_of
+from chiasm.experiments.lenses import figures_of
 from chiasm.experiments.options import PROBES
 from chiasm.experiments.page import interval, number, packed_plotly, script_json
 from chiasm.experiments.report import report
