@@ -121,11 +121,12 @@ def site_bytes(
         return rows * images * tiles
     if kind.endswith("_rows"):  # one query, the last of the prompt; an answer of n tokens has n
         return batch * anatomy.n_heads * 4 * (images * tiles * patches if "cross" in kind else length)
+    kept = patches if kind.endswith("cls_logprobs") else patches - anatomy.layout.prefix
     if kind == "resampler.attention":
-        return batch * images * tokens * tiles * patches * 4
+        return batch * images * tokens * kept * 4
     if kind.startswith("vision.") and not kind.endswith("resid_post"):
         heads = 1 if kind == "vision.pool_attention" else vision_heads(anatomy)
-        return batch * images * tiles * patches * heads * 4
+        return batch * images * tiles * kept * heads * 4
     if kind == "projector":
         if anatomy.layout.grid == "cross":
             tokens = tiles * patches
