@@ -200,5 +200,5 @@ def _checked(vlm, sites: str | Sequence[str]) -> list[str]:
 def _nothing(words: tuple[str, ...], seen: int, in_answer: bool) -> str:
     if not words:
         return f"none of the {seen} samples was given a caption: look at what the model generates"
-    also = " whose own answer holds it, too" if in_answer else ""
+    also = " and answers at once" if in_answer else ""
     return f"the word {' / '.join(words)!r} is in none of the {seen} captions{also}: choose one this model says of these pictures"

@@ -5,6 +5,7 @@ Source: CoX-LMM (arXiv 2406.08074), section 3.3; the scores of a grounding are i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 import torch
@@ -100,7 +101,6 @@ def shared_share(first: Sequence, second: Sequence, size: int) -> float:
 
 
 def _says_something(word: str, words: Collection[str] | None, stop: Collection[str]) -> bool:
-    try:
-        return bool(word) and float(word) == float(word)
-    except ValueError:
-        return len(word) > 2 and word not in stop and (word in words if words is not None else word.isalpha())
+    if re.fullmatch(r"[-+]?\d+([.,]\d+)*", word):
+        return True
+    return len(word) > 2 and word not in stop and (word in words if words is not None else word.isalpha())
