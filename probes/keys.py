@@ -61,6 +61,11 @@ class Kept:
         table[leaving, 2:] = rows[entering.to(rows.device)].to(table.device, torch.float32)
         return table.view(-1)
 
+    def entering(self, store: Tensor, keys: Tensor) -> Tensor:
+        """Indices of the samples (B,) that `add` may take; rows of others need not be made."""
+        held = self._keys(store.view(-1, self.width + 2)).sort().values[: self.size]
+        return torch.nonzero(keys.cpu() < held[-1]).flatten()
+
     def rows(self, store: Tensor) -> Tensor:
         """(n, width) rows of the samples kept, by ascending key."""
         table = self._choose(store.view(-1, self.width + 2))
