@@ -7,25 +7,19 @@ more its samples agree on it (LLaVA-1.5-7B tuned on captions about places, colou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.stats import pearsonr
 
 from ..probes.concept_files import save_dictionary, save_shift
-from ..probes.concepts import METHODS, decompose, quality_table
-from ..probes.extraction import WordStates, extract, logit_check
-from ..probes.grounding import ground_words, overlap_score, random_words
-from ..probes.grounding_scores import true_words, word_scores
-from ..probes.intervals import mean_over_samples, powers
+from ..probes.extraction import extract, logit_check
 from ..probes.word_concepts import TunedConcepts, concepts_of, tuned_concepts
 from ..scenes.benchmarks import caption_set
-from ..scenes.errors import UserError
 from ..scenes.words import PLURALS
 from ..scenes.world import CATEGORIES
-from .correlation import FEWEST, correlate
+from .concept_tables import by_layer, concept_rows, correlations, dictionaries, summary
 from .figures import concepts as figures
 from .figures.rows import pick
 from .lineage import check_organism
@@ -37,20 +31,10 @@ from .study import Study, keep_figures
 __all__ = ["concepts_of", "run", "study"]
 
 STYLES = ("colour", "place")
-SCENES, CONCEPTS, SEEDS = 300, 10, (0, 1, 2)
+SCENES, CONCEPTS = 300, 10
 THINGS = (*CATEGORIES, *PLURALS.values())
 """The first thing a caption names: every caption has one, and concepts are kinds of things and places."""
 
-MEASURES = (
-    "cosine_gain",
-    "distance_share",
-    "words_gain",
-    "images_gain",
-    "words_before",
-    "words_after",
-    "images_before",
-    "images_after",
-)
 SOURCE = "arXiv 2501.03012"
 
 
@@ -79,13 +63,14 @@ def study(
     samples = (
         caption_set(limit or SCENES, "test", "neutral", seed)
         if data is None or data == "scenes"
-        else list(data)[:limit]
+        else list(islice(data, limit))
     )
     words = word or THINGS
+    what = "the first thing it names" if word is None else " or ".join([word] if isinstance(word, str) else word)
     config = {
         "limit": limit,
         "seed": seed,
-        "word": "the first thing named" if word is None else word,
+        "word": what,
         "site": site,
         "k": k,
     }
@@ -93,12 +78,13 @@ def study(
         opened = {name: open_model(f"organism/{name}", device=device, dtype=dtype) for name in ("tuned", *STYLES)}
         states = {}
         for name, vlm in opened.items():
-            states[name] = extract(vlm, samples, words, sites=site, batch_size=batch_size)
+            sites = ["blocks.*.resid_post", "final"] if name == "tuned" else site
+            states[name] = extract(vlm, samples, words, sites=sites, batch_size=batch_size)
             kept.log(f"{name}: the word is in {len(states[name])} of {states[name].seen} captions")
         fewest = min(len(set(states["tuned"].index.tolist()) & set(states[style].index.tolist())) for style in STYLES)
         k = k or int(np.clip(fewest // 12, 2, CONCEPTS))
         pairs = {
-            style: tuned_concepts(opened["tuned"], opened[style], states["tuned"], states[style], k=k, n_images=max(1, fewest // (2 * k)), seed=seed)
+            style: tuned_concepts(opened["tuned"], opened[style], states["tuned"], states[style], k=k, n_images=max(1, fewest // (2 * k)), seed=seed, site=site)
             for style in STYLES
         }  # fmt: skip
         tables = {
@@ -108,7 +94,8 @@ def study(
             "recovered": pd.concat(
                 [pair.recovered.assign(style=style) for style, pair in pairs.items()], ignore_index=True
             ),
-            "dictionaries": dictionaries(opened["tuned"], states["tuned"], samples, k, seed),
+            "dictionaries": dictionaries(opened["tuned"], states["tuned"], samples, k, site=site, seed=seed),
+            "layers": by_layer(opened["tuned"], states["tuned"], samples, k, seed=seed),
         }
         tables["summary"] = summary(tables["recovered"])
         tables["correlations"] = correlations(tables["concepts"], tables["recovered"], seed)
@@ -117,7 +104,7 @@ def study(
         for style, pair in pairs.items():
             _keep(kept, style, pair, opened, site, words)
         pictures = [
-            np.asarray(sample.images[0].convert("RGB").resize((64, 64))) if sample.images else None
+            np.asarray(sample.images[0].convert("RGB").resize((64, 64))) if getattr(sample, "images", ()) else None
             for sample in samples
         ]
         drawn = keep_figures(
@@ -127,13 +114,14 @@ def study(
                 figures.consistency(tables["concepts"], tables["recovered"], tables["correlations"]),
                 figures.baselines(tables["summary"]),
                 figures.dictionaries(tables["dictionaries"]),
+                figures.layers(tables["layers"]),
             ],
         )
-        said = logit_check(opened["tuned"], states["tuned"]) if site == "final" else float("nan")
+        said = logit_check(opened["tuned"], states["tuned"])
     return Study(
         "What tuning did to concepts",
         kept.path,
-        intro(len(samples), k),
+        intro(len(samples), k, what, site),
         found(tables, said),
         claims(tables),
         drawn,
@@ -141,87 +129,14 @@ def study(
     )
 
 
-def intro(n: int, k: int) -> tuple[str, ...]:
+def intro(n: int, k: int, what: str, site: str) -> tuple[str, ...]:
     return (
-        f"The states from which the organism predicts the first thing it names, over {n} pictures, fall into {k} concepts (k-means after the "
-        "final norm). Two adapters then taught it to talk of colours or of the place. A concept's shift is the mean move of its samples; "
-        f"recovery asks whether the shifted concept is one the tuned model has ({SOURCE}).",
+        f"The states (site {site}) from which the organism predicts {what}, over {n} pictures, fall into {k} concepts (k-means). Two adapters "
+        "then taught it to talk of colours or of the place. A concept's shift is the mean move of its samples; recovery asks whether the "
+        f"shifted concept is one the tuned model has ({SOURCE}).",
         "Shifts are estimated on one half of the pictures and judged on concepts learnt from the other half, in both directions, against one "
         "shift for all concepts, other concepts' shifts, and random vectors of the same length.",
     )
-
-
-def concept_rows(pair: TunedConcepts) -> pd.DataFrame:
-    """One row a concept: its shift's statistics and its words before, shifted and after."""
-    words = {f"words_{when}": [", ".join(row) for row in rows] for when, rows in pair.words.items()}
-    return pair.shifts.assign(partner=pair.partner.tolist(), **words)
-
-
-def summary(recovered: pd.DataFrame) -> pd.DataFrame:
-    """Mean of each measure over concepts (halves averaged first), by style and kind of shift, and of the paired difference of the
-    own shift to each kind; Student's interval over concepts."""
-    gains = {f"{what}_gain": recovered[f"{what}_after"] - recovered[f"{what}_before"] for what in ("words", "images")}
-    each = recovered.assign(**gains).groupby(["style", "kind", "concept"], sort=False)[list(MEASURES)].mean()
-    rows = []
-    for (style, kind), group in each.groupby(["style", "kind"], sort=False):
-        own = each.loc[style, "shift"]
-        for measure in MEASURES:
-            values = group.droplevel(["style", "kind"])[measure]
-            for what, numbers in (("mean", values), ("own minus this", own[measure] - values)):
-                estimate = mean_over_samples(powers(torch.tensor(numbers.to_numpy(float))).sum(0))
-                rows.append({
-                    "style": style, "kind": kind, "measure": measure, "what": what, "mean": float(estimate.mean),
-                    "low": float(estimate.low), "high": float(estimate.high), "n": int(estimate.n),
-                })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def correlations(concepts: pd.DataFrame, recovered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Over concepts, recovery (held-out cosine gain of the own shift) against consistency and against the shift's length above its
-    noise; by style and for both together. Pearson with Fisher's interval, Spearman with a bootstrap's."""
-    gain = pick(recovered, kind="shift").groupby(["style", "concept"])["cosine_gain"].mean().rename("gain")
-    joined = concepts.join(gain, on=["style", "concept"])
-    rows = []
-    for style in (*STYLES, "both"):
-        of = joined if style == "both" else pick(joined, style=style)
-        for against in ("consistency", "above"):
-            use = of[np.isfinite(of[against]) & np.isfinite(of["gain"])]
-            told = {"style": style, "against": against, "n": len(use)}
-            rank = correlate(use[against], use["gain"], seed=seed)
-            rows.append(
-                told | {"kind": "spearman", "value": rank.value, "low": rank.low, "high": rank.high, "p": rank.p}
-            )
-            straight = dict.fromkeys(("value", "low", "high", "p"), np.nan)
-            if len(use) >= FEWEST and use[against].nunique() > 1 and use["gain"].nunique() > 1:
-                result = pearsonr(use[against], use["gain"])
-                low, high = result.confidence_interval()
-                straight = {"value": result.statistic, "low": low, "high": high, "p": result.pvalue}
-            rows.append(told | {"kind": "pearson"} | straight)
-    return pd.DataFrame(rows)
-
-
-def dictionaries(vlm, states: WordStates, samples: Sequence, k: int, seed: int = 0) -> pd.DataFrame:
-    """One row a method: `quality_table`, overlap of words between concepts, and on the half of the samples it was not learnt from
-    the share of the active concept's words that are true of the picture, with that of random directions' words."""
-    site = next(iter(states.states))
-    Z = states[site]
-    learnt, judged = torch.arange(0, len(Z), 2), torch.arange(1, len(Z), 2)
-    if len(learnt) < k:
-        raise UserError(
-            f"{len(Z)} samples make halves of {len(learnt)}, fewer than {k} concepts: give more samples, or a smaller k"
-        )
-    truths = [true_words(samples[i]) for i in states.index[judged].tolist()]
-    control = random_words(vlm, k, seed=seed)
-    table = quality_table(Z, k, seeds=SEEDS).set_index("method")
-    for method in METHODS:
-        dictionary = decompose(Z[learnt], k, method=method, seed=seed)
-        words, codes = ground_words(vlm, dictionary.directions()), dictionary.encode(Z[judged])
-        table.loc[method, "overlap"] = overlap_score(words)
-        for name, told in (("true", words), ("random", control)):
-            estimate = mean_over_samples(powers(word_scores(told, codes, truths)).sum(0))
-            for what in ("mean", "low", "high", "n"):
-                table.loc[method, f"{name}_{what}"] = float(getattr(estimate, what))
-    return table.reset_index()
 
 
 def found(tables: dict[str, pd.DataFrame], said: float) -> list[str]:
@@ -245,7 +160,7 @@ def found(tables: dict[str, pd.DataFrame], said: float) -> list[str]:
         rank = pick(tables["correlations"], style="both", against=against, kind="spearman").iloc[0]
         sentences.append(
             f"Recovery against {name}: Pearson r = {number(row['value'])} ({_interval(row)}), Spearman ρ = {number(rank['value'])} "
-            f"({_interval(rank)}; permutation p = {rank['p']:.3f}). Concepts of one model are not independent: read these as descriptions."
+            f"({_interval(rank)}; permutation p {'< 0.001' if rank['p'] < 1e-3 else format(rank['p'], '= .3f')}). Concepts of one model are not independent: read these as descriptions."
         )
     best = tables["dictionaries"].set_index("method")
     sentences.append(
@@ -256,41 +171,46 @@ def found(tables: dict[str, pd.DataFrame], said: float) -> list[str]:
         )
         + f"; n = {int(best['true_n'].max())} pictures."
     )
-    if np.isfinite(said):
-        sentences.append(
-            f"Check: in {100 * said:.1f} % of the captions the state read has the word's token as its largest logit."
-        )
+    sentences.append(
+        f"Check: in {100 * said:.1f} % of the captions the state read has the word's token as its largest logit."
+    )
     return sentences
 
 
 def claims(tables: dict[str, pd.DataFrame]) -> list[Claim]:
-    """The paper's claims, each style by itself, and our control."""
+    """The papers' claims and our control. A correlation over so few concepts has to show in values and in ranks to count."""
     rows = []
     for style in STYLES:
         gains = pick(tables["summary"], style=style, measure="cosine_gain")
-        own, common = (
-            pick(gains, kind="shift", what="mean").iloc[0],
-            pick(gains, kind="global", what="own minus this").iloc[0],
-        )
-        line = pick(tables["correlations"], style=style, against="consistency", kind="pearson").iloc[0]
+        own = pick(gains, kind="shift", what="mean").iloc[0]
+        common = pick(gains, kind="global", what="own minus this").iloc[0]
         for what, source, row, name in (
-            (
-                f"Adding its shift leads a concept to one of the tuned model ({style})",
-                SOURCE,
-                own,
-                "cosine gain on held-out pictures",
-            ),
+            (f"Adding its shift leads a concept to one of the tuned model ({style})", SOURCE, own, "cosine gain on held-out pictures"),
             ("… more than one shift for all concepts does", "our control", common, "difference of cosine gains"),
-            (f"Concepts whose samples shift alike are recovered better ({style})", SOURCE, line, "Pearson r"),
-        ):
-            rows.append(
-                Claim(
-                    what,
-                    source,
-                    f"{name} {number(row['mean'] if 'mean' in row else row['value'])} ({_interval(row)})",
-                    _sign(row),
-                )
-            )
+        ):  # fmt: skip
+            rows.append(Claim(what, source, f"{name} {number(row['mean'])} ({_interval(row)})", _sign(row)))
+    both = pick(tables["correlations"], style="both", against="consistency").set_index("kind")
+    told = [
+        f"{name} {number(both.loc[kind, 'value'])} ({_interval(both.loc[kind])})"
+        for kind, name in (("pearson", "Pearson r"), ("spearman", "Spearman ρ"))
+    ]
+    signs = {_sign(both.loc[kind]) for kind in ("pearson", "spearman")}
+    holds = signs.pop() if len(signs) == 1 else None
+    rows.append(Claim("Concepts whose samples shift alike are recovered better", SOURCE, "; ".join(told), holds))
+    first, last = tables["layers"].iloc[0], tables["layers"].iloc[-1]
+    here = " and ".join(
+        f"{row['true_mean']:.2f} (95 %: {row['true_low']:.2f} to {row['true_high']:.2f}) {where}"
+        for row, where in ((first, "at the first block"), (last, "at the last norm"))
+    )
+    apart = True if last["true_low"] > first["true_high"] else False if last["true_high"] < first["true_low"] else None
+    rows.append(
+        Claim(
+            "Concepts come into words in the last layers",
+            "arXiv 2406.08074, layer sweep",
+            f"true words {here}, n = {int(last['true_n'])} pictures",
+            apart,
+        )
+    )
     return rows
 
 

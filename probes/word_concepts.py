@@ -73,10 +73,10 @@ def concepts_of(
 
 def describe(
     vlm, states: WordStates, *, k: int = 20, method: str = "snmf", seed: int = 0, n_words: int = 10, n_images: int = 5,
-    final_norm: bool | None = None, grounding: dict | None = None, **options,
+    site: str | None = None, final_norm: bool | None = None, grounding: dict | None = None, **options,
 ) -> Concepts:  # fmt: skip
-    """`concepts_of` for states that were extracted already, of their first site."""
-    site = next(iter(states.states))
+    """`concepts_of` for states that were extracted already; site: which of theirs (default: the first)."""
+    site = site or next(iter(states.states))
     dictionary = decompose(states[site], k, method=method, seed=seed, **options)
     if final_norm is None:
         final_norm = site != "final" and method == "snmf"
@@ -110,14 +110,16 @@ class TunedConcepts:
 def tuned_concepts(
     before_vlm, after_vlm, before: WordStates, after: WordStates, *, k: int = 20, method: str = "kmeans", seed: int = 0,
     n_words: int = 15, n_images: int = 50, candidates: int = 200, matching: str = "membership", alpha: float = 1.0,
+    site: str | None = None,
 ) -> TunedConcepts:  # fmt: skip
-    """What tuning did to the concepts of a word, from states that `extract` read from both models at one site.
+    """What tuning did to the concepts of a word, from states that `extract` read from both models; site: which of theirs
+    (default: the first of the model before).
 
     Raises UserError, one line, for models of different width or tokenizer, when no sample has the word in both, and when the samples
     are too few for k concepts.
     """
     check_same_words(before_vlm, after_vlm)
-    site = next(iter(before.states))
+    site = site or next(iter(before.states))
     rows_a, rows_b = matched(before, after)
     a, b, index = before[site][rows_a], after[site][rows_b], before.index[rows_a]
     first, second = (decompose(states, k, method=method, seed=seed) for states in (a, b))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ...probes.word_concepts import TunedConcepts
 from ..style import BLACK, BLUE, GREY, VERMILION, Look
-from .chart import Chart, Figure, Panel, Points, Strip
+from .chart import Chart, Figure, Line, Panel, Points, Strip
 from .rows import pick
 
 SHOWN_CONCEPTS, SHOWN_PICTURES, SHOWN_WORDS = 5, 4, 6
@@ -157,4 +157,29 @@ def dictionaries(table: pd.DataFrame) -> Figure:
         "the same concepts (whisker: worst pair), how many words concepts share (low is good), and what the dictionary leaves out.",
         "True words, stability over seeds, overlap of words and reconstruction error of semi-NMF, k-means, PCA and plain samples.",
         Chart(panels, f"n = {int(table['true_n'].max())} held-out pictures, {int(table['n'].max())} states; left whiskers: 95 % intervals", columns=4, height=2.5),
+    )  # fmt: skip
+
+
+def layers(table: pd.DataFrame) -> Figure:
+    """Where in depth concepts are worth their words."""
+    table = table.sort_values("layer")
+    x = table["layer"].tolist()
+    names = ["norm" if site == "final" else site.split(".")[1] for site in table["site"]]
+    ticks = (x, names) if len(x) <= 16 else None
+    lines = [
+        Line(x, table[f"{name}_mean"].tolist(), label, look, table[f"{name}_low"].tolist(), table[f"{name}_high"].tolist())
+        for name, label, look in (("true", "concepts", Look(BLACK, "o")), ("random", "random directions", Look(GREY, "D", ":")))
+    ]  # fmt: skip
+    overlap = Line(x, table["overlap"].tolist(), "", Look(BLACK, "o"))
+    last, first = table.iloc[-1], table.iloc[0]
+    return Figure(
+        "layers", "Where in depth do concepts come into words?",
+        "Concepts of the state that predicts the word, learnt at each block and put into words through the final norm: how many of their words are true of held-out "
+        "pictures, and how many words they share. Where the first is no better than random, the state cannot be read by the unembedding yet.",
+        f"True words by block, from {first['true_mean']:.2f} to {last['true_mean']:.2f}, beside random directions; overlap of words by block.",
+        Chart(
+            [Panel("True words", "block", "share of a concept's words", lines, x_ticks=ticks),
+             Panel("Overlap between concepts", "block", "share of words", [overlap], x_ticks=ticks, y_limits=(0, 1))],
+            f"semi-NMF; n = {int(last['true_n'])} held-out pictures; bands: 95 % intervals", height=2.7,
+        ),
     )  # fmt: skip

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from chiasm.experiments.concepts import STYLES, THINGS, claims, correlations, run, study, summary
+from chiasm.experiments.concept_tables import correlations, summary
+from chiasm.experiments.concepts import STYLES, THINGS, claims, run, study
 from chiasm.experiments.figures.chart import Chart, Panel, Strip
 from chiasm.experiments.figures.concepts import KIND_NAMES
 from chiasm.experiments.figures.interactive import draw_interactive
@@ -24,8 +25,15 @@ def found(tmp_path_factory):
 
 def test_a_complete_run_that_can_be_read_again(found):
     kept = load_run(found.path)
-    assert kept.finished and set(kept.tables()) == {"concepts", "recovered", "summary", "correlations", "dictionaries"}
-    assert len(list((found.path / "figures").glob("*.png"))) == len(found.figures) == 5
+    assert kept.finished and set(kept.tables()) == {
+        "concepts",
+        "recovered",
+        "summary",
+        "correlations",
+        "dictionaries",
+        "layers",
+    }
+    assert len(list((found.path / "figures").glob("*.png"))) == len(found.figures) == 6
     for style in STYLES:
         before, card = load_dictionary(found.path / "arrays" / f"{style}-before")
         after, other = load_dictionary(found.path / "arrays" / f"{style}-after")
@@ -71,9 +79,17 @@ def test_correlations_are_over_concepts(found):
 
 def test_every_number_comes_with_its_n_and_every_claim_with_an_interval(found):
     assert all("n = " in sentence or sentence.startswith("Check") for sentence in found.found)
-    assert all("95 %" in claim.here and "n = " in claim.here for claim in found.claims)
+    assert len(found.claims) == 6 and all("95 %" in claim.here and "n = " in claim.here for claim in found.claims)
     tables = {**found.tables, "summary": found.tables["summary"].assign(low=np.nan)}
     assert all(claim.holds is None for claim in claims(tables) if "cosine" in claim.here)  # no interval, no verdict
+
+
+def test_every_site_is_judged_in_forward_order(found):
+    table = found.tables["layers"]
+    blocks = len(table) - 1
+    assert table["site"].tolist() == [*(f"blocks.{i}.resid_post" for i in range(blocks)), "final"]
+    snmf = found.tables["dictionaries"].set_index("method").loc["snmf"]
+    assert table.iloc[-1]["true_mean"] == pytest.approx(snmf["true_mean"])  # the same states, the same question
 
 
 def test_every_dictionary_is_judged_on_pictures_it_was_not_learnt_from(found):
@@ -89,6 +105,7 @@ def test_figures_say_what_they_are(found):
         "consistency",
         "baselines",
         "dictionaries",
+        "layers",
     ]
     for drawn in found.figures:
         assert drawn.title and len(drawn.alt) > 30 and "n = " in drawn.note and 1 < drawn.reading.count(".") < 6
