@@ -81,44 +81,51 @@ def pictures_of(trace, inputs, anatomy, setting: Setting, kind: str | None = Non
     return picture_scores(trace, inputs, anatomy, kind, mode=setting.mode, layer=layer)
 
 
-def candidates(picture: PictureScores, setting: Setting) -> Tensor:
-    """Indices of the candidates of a picture that are looked at: all tiles, or the whole picture alone."""
-    keep = picture.tiles == 0 if setting.tiles == "base" else torch.ones_like(picture.tiles, dtype=torch.bool)
-    return torch.nonzero(keep).flatten()
+@dataclass(frozen=True)
+class Seen:
+    """What is looked at of one picture: indices (n,) of its candidates, their scores and which are outliers (n,)."""
+
+    picture: PictureScores
+    at: Tensor
+    scores: Tensor
+    chosen: Tensor
 
 
-def outliers_of(picture: PictureScores, setting: Setting) -> Tensor:
-    """(n,) bool, the outliers among the candidates that are looked at."""
-    at = candidates(picture, setting)
-    return outlier_set(
-        picture.scores[at], picture.tiles[at], rule=setting.rule, value=setting.value, patches=picture.patches
-    )
+def looked_at(pictures: Sequence[PictureScores], setting: Setting) -> list[Seen]:
+    """Of every picture the candidates of all tiles, or of the whole picture alone, with the outliers among them."""
+    seen = []
+    for picture in pictures:
+        keep = picture.tiles == 0 if setting.tiles == "base" else torch.ones_like(picture.tiles, dtype=torch.bool)
+        at = torch.nonzero(keep).flatten()
+        scores, rule = picture.scores[at], {"rule": setting.rule, "value": setting.value}
+        seen.append(Seen(picture, at, scores, outlier_set(scores, picture.tiles[at], patches=picture.patches, **rule)))
+    return seen
 
 
-def batch_maps(trace, pictures: Sequence[PictureScores], setting: Setting, anatomy, queries: Tensor) -> Iterator[Maps]:
+def batch_maps(trace, looked: Sequence[Seen], anatomy, queries: Tensor) -> Iterator[Maps]:
     """The maps of all pictures, those with equally many candidates together.
 
     queries: (B, Q) which of the traced rows are wanted, -1 for none.
     """
     layers, kind = decoder_layers(anatomy)
-    groups: dict[int, list[PictureScores]] = {}
-    for picture in pictures:
-        groups.setdefault(len(candidates(picture, setting)), []).append(picture)
+    groups: dict[int, list[Seen]] = {}
+    for one in looked:
+        groups.setdefault(len(one.at), []).append(one)
     for same in groups.values():
         attention, share = [], []
-        for picture in same:
+        for one in same:
+            picture = one.picture
             wanted = queries[picture.row].clamp(min=0)
             rows = torch.stack([trace[f"blocks.{i}.{kind}"][picture.row].to(wanted.device)[:, wanted] for i in layers])
             seen = picture.attention(rows)
-            attention.append(_with_means(seen[..., candidates(picture, setting)], layers))
+            attention.append(_with_means(seen[..., one.at], layers))
             whole = seen if picture.positions is None or picture.reads is None else rows[..., picture.positions]
             share.append(_with_means(whole.sum(-1, keepdim=True), layers)[..., 0])
-        at = torch.tensor([picture.row for picture in same], device=queries.device)
-        yield Maps(
-            torch.stack(attention), torch.stack(share), queries[at] >= 0,
-            torch.stack([picture.scores[candidates(picture, setting)] for picture in same]),
-            torch.stack([outliers_of(picture, setting) for picture in same]), at,
-        )  # fmt: skip
+        at = torch.tensor([one.picture.row for one in same], device=queries.device)
+        scores, chosen = (
+            torch.stack([getattr(one, what) for one in same]).to(at.device) for what in ("scores", "chosen")
+        )
+        yield Maps(torch.stack(attention), torch.stack(share), queries[at] >= 0, scores, chosen, at)
 
 
 def _with_means(maps: Tensor, layers: Sequence[int]) -> Tensor:

@@ -11,16 +11,15 @@ from torch import Tensor
 from ..models.patch_scores import check_kind, score_kinds, score_site
 from ..scenes.errors import UserError
 from .intervals import mean_over_samples, powers
-from .map_statistics import jaccard, overlap, spearman
+from .map_statistics import jaccard, overlap, ranks
 from .outlier_maps import (
     QUANTITIES,
     Setting,
     batch_maps,
-    candidates,
     decoder_layers,
     decoder_sites,
     describe,
-    outliers_of,
+    looked_at,
     pictures_of,
 )
 from .outliers import MODES, check_rule
@@ -98,8 +97,8 @@ class OutlierOverlap(Probe):
         if not pictures:
             return
         wanted = spread_queries(inputs.spans.predicting(), self.queries).to(here)
-        found, rows = [], []
-        for maps in batch_maps(trace, pictures, self._setting, self._anatomy, wanted):
+        looked, found, rows = looked_at(pictures, self._setting), [], []
+        for maps in batch_maps(trace, looked, self._anatomy, wanted):
             values = describe(maps.attention, maps.chosen, maps.scores)
             other = torch.full_like(maps.share, torch.nan)
             if len(maps.chosen) > 1:
@@ -109,36 +108,13 @@ class OutlierOverlap(Probe):
             found.append(values.nanmean(-1).transpose(0, 1))  # (P, quantities, maps)
             rows.append(maps.rows)
         self.values += powers(_by_sample(torch.cat(found), torch.cat(rows), size)).sum(0).to(self.wide)
-        self._count(pictures, size)
-        if self.agreements.numel():
-            self._compare(trace, inputs, pictures, size)
-
-    def _count(self, pictures, size: int) -> None:
-        counts = []
-        for picture in pictures:
-            chosen = outliers_of(picture, self._setting)
-            counts.append([float(chosen.sum()), float(len(chosen)), float(chosen.float().mean())])
-        counts = torch.tensor(counts, device=self.counts.device)
-        rows = torch.tensor([picture.row for picture in pictures], device=self.counts.device)
-        self.counts += powers(_by_sample(counts, rows, size)).sum(0).to(self.wide)
-
-    def _compare(self, trace, inputs, pictures, size: int) -> None:
-        """Agreement of every two kinds of score, picture by picture."""
-        here = self.values.device
-        kinds = [pictures, *[pictures_of(trace, inputs, self._anatomy, self._setting, k) for k in self._kinds[1:]]]
-        found = []
-        for same in zip(*kinds, strict=True):
-            scores = [picture.scores[candidates(picture, self._setting)].to(here) for picture in same]
-            chosen = [outliers_of(picture, self._setting).to(here) for picture in same]
-            pairs = list(combinations(range(len(same)), 2))
-            found.append(
-                torch.stack([
-                    torch.stack([spearman(scores[a], scores[b]) for a, b in pairs]),
-                    torch.stack([jaccard(chosen[a], chosen[b]) for a, b in pairs]),
-                ])
-            )  # fmt: skip
+        counts = [[float(one.chosen.sum()), float(len(one.at)), float(one.chosen.float().mean())] for one in looked]
         rows = torch.tensor([picture.row for picture in pictures], device=here)
-        self.agreements += powers(_by_sample(torch.stack(found), rows, size)).sum(0).to(self.wide)
+        self.counts += powers(_by_sample(torch.tensor(counts, device=here), rows, size)).sum(0).to(self.wide)
+        if self.agreements.numel():
+            others = [pictures_of(trace, inputs, self._anatomy, self._setting, kind) for kind in self._kinds[1:]]
+            agreed = _agreement([looked, *[looked_at(other, self._setting) for other in others]]).to(here)
+            self.agreements += powers(_by_sample(agreed, rows, size)).sum(0).to(self.wide)
 
     def compute(self) -> pd.DataFrame:
         counts, found, agreed = (mean_over_samples(x) for x in (self.counts, self.values, self.agreements))
@@ -169,6 +145,17 @@ class OutlierOverlap(Probe):
         return table.astype({"layer": "Int64", "head": "Int64", "chance": float})
 
 
+def _agreement(kinds) -> Tensor:
+    """(P, 2, pairs) Spearman's correlation and Jaccard index of every two kinds of score, picture by picture."""
+    found = []
+    for same in zip(*kinds, strict=True):
+        a, b = zip(*combinations(range(len(same)), 2), strict=True)
+        chosen = torch.stack([one.chosen for one in same])
+        order = torch.corrcoef(ranks(torch.stack([one.scores for one in same])).float())[a, b]
+        found.append(torch.stack([order, jaccard(chosen[list(a)], chosen[list(b)])]))
+    return torch.stack(found)
+
+
 def spread_queries(predicting: Tensor, most: int | None) -> Tensor:
     """(B, Q') which columns of `Spans.predicting` (B, Q) to read, -1 for none: at most `most` a row, evenly spaced, the
     first one always."""
@@ -185,5 +172,3 @@ def _by_sample(values: Tensor, rows: Tensor, size: int) -> Tensor:
     total = values.new_zeros(size, *values.shape[1:]).index_add_(0, rows, values.nan_to_num(0))
     have = torch.isfinite(values).to(values.dtype)
     return total / have.new_zeros(size, *values.shape[1:]).index_add_(0, rows, have)
-
-

@@ -84,7 +84,7 @@ def check_rule(rule: str, value: float | None) -> tuple[str, float]:
 def outlier_set(scores: Tensor, tiles: Tensor, *, rule: str, value: float | None, patches: int = 1) -> Tensor:
     """(N,) bool: the outliers of one picture, chosen in every tile by itself. tiles: (N,) number of each candidate's tile."""
     chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    for tile in tiles.unique():
+    for tile in set(tiles.tolist()):
         at = torch.nonzero(tiles == tile).flatten()
         k = choose_k(scores[at], rule=rule, value=value, patches=patches)
         chosen[at[select_outliers(scores[at], k=k)]] = True
