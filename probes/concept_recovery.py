@@ -8,7 +8,8 @@ matching="original" is that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -52,6 +53,7 @@ def recovery_metrics(atoms: Tensor, shifted: Tensor, targets: Tensor) -> dict[st
 def recovery(
     a: Tensor, b: Tensor, dictionary: Dictionary, *, matching: str = "membership", split: bool = True, average: str = "mean",
     alpha: float = 1.0, seed: int = 0, words: Words | None = None, n_words: int = 15, n_images: int = 50,
+    centre: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """One row for each concept, kind of shift and half that is judged.
 
@@ -59,7 +61,7 @@ def recovery(
     are learnt anew (same method, k and seed); the shift comes from the other half (split=False: from all samples, judged on all).
     matching: which tuned concept is whose partner: by the samples they share ("membership", which no shift enters), or by cosine from
     the "original" or the "shifted" concepts; one matching for every kind. words: puts directions into words, see `Words`;
-    n_words, n_images: lengths of the lists compared (fewer pictures where a half has fewer).
+    n_words, n_images: lengths of the lists compared (fewer pictures where a half has fewer). centre: as in `Dictionary.directions`.
 
     Columns: half, kind, concept, partner, n (samples the shift is of), those of `recovery_metrics`, and in percent words_before,
     words_after, images_before, images_after: T-Overlap with the partner of the concept and of the shifted one. NaN where a concept
@@ -74,6 +76,7 @@ def recovery(
         raise UserError(
             f"{len(a)} samples make halves of {min(map(len, halves))}, fewer than {k} concepts: give more samples, or k of at most {len(a) // 2}"
         )
+    weights = torch.bincount(assignment, minlength=k).to(dictionary.atoms) / len(a)
     rows = []
     for h, judged in enumerate(halves):
         learnt = halves[1 - h] if split else every
@@ -85,27 +88,13 @@ def recovery(
         else:
             moved = dictionary.atoms if matching == "original" else shifted_concepts(dictionary.atoms, shift, alpha)
             partner = match_concepts(moved, tuned.atoms)
-        judge = _Judge(
-            dictionary, tuned, partner, a[judged], b[judged], assignment, words, n_words, min(n_images, len(judged))
-        )
+        sizes = n_words, min(n_images, len(judged))
+        judge = _Judge(dictionary, tuned, partner, a[judged], b[judged], weights, words, *sizes, centre)
         for kind, candidates in _kinds(shift, (b[learnt] - a[learnt]).mean(0), seed + h).items():
-            found = (
-                pd.concat([judge(alpha * candidate) for candidate in candidates])
-                .groupby("concept", as_index=False)
-                .mean()
-            )
+            found = pd.concat([judge(alpha * one) for one in candidates]).groupby("concept", as_index=False).mean()
             rows.append(found.assign(half=h, kind=kind, partner=partner.tolist(), n=n.tolist()))
-    table = pd.concat(rows, ignore_index=True)
-    return table[
-        [
-            "half",
-            "kind",
-            "concept",
-            "partner",
-            "n",
-            *[c for c in table if c not in ("half", "kind", "concept", "partner", "n")],
-        ]
-    ]
+    table, first = pd.concat(rows, ignore_index=True), ["half", "kind", "concept", "partner", "n"]
+    return table[[*first, *table.columns.difference(first, sort=False)]]
 
 
 def split_halves(assignment: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,25 +118,43 @@ def _kinds(shift: Tensor, whole: Tensor, seed: int) -> dict[str, list[Tensor]]:
     }
 
 
+@dataclass(frozen=True)
 class _Judge:
-    """Compares shifted concepts with the tuned model's on one half of the samples."""
+    """Compares shifted concepts with the tuned model's on one half of the samples: a, b their states. weights: (K,) shares of all
+    samples; the rest as in `recovery`."""
 
-    def __init__(self, dictionary, tuned, partner, a, b, assignment, words, n_words, n_images):
-        self.dictionary, self.tuned, self.partner, self.b, self.words = dictionary, tuned, partner, b, words
-        self.n_words, self.n_images = n_words, n_images
-        self.targets = tuned.atoms[partner]
-        self.weights = torch.bincount(assignment, minlength=dictionary.k).to(dictionary.atoms) / len(assignment)
-        self.pictures = [
-            top_samples(d.codes, n_images, absolute=True)
-            for d in (replace(dictionary, codes=dictionary.encode(a)), tuned)
+    dictionary: Dictionary
+    tuned: Dictionary
+    partner: Tensor
+    a: Tensor
+    b: Tensor
+    weights: Tensor
+    words: Words | None
+    n_words: int
+    n_images: int
+    centre: bool
+
+    @cached_property
+    def pictures(self) -> list[list[list[int]]]:
+        """The top samples of the concepts before and of the tuned ones."""
+        return [
+            top_samples(codes, self.n_images, absolute=True)
+            for codes in (self.dictionary.encode(self.a), self.tuned.codes)
         ]
-        if words is not None:
-            self.told = words("before", dictionary.directions()), words("after", tuned.directions())
+
+    @cached_property
+    def told(self) -> list[Sequence[Sequence[str]]]:
+        """The words of the concepts before and of the tuned ones."""
+        both = {"before": self.dictionary, "after": self.tuned}
+        return [self.words(when, one.directions(centre=self.centre)) for when, one in both.items()]
 
     def __call__(self, shift: Tensor) -> pd.DataFrame:
         atoms = self.dictionary.atoms
         shifted, lost = atoms + shift, shift.isnan().any(1)
-        table = {name: value.cpu().double() for name, value in recovery_metrics(atoms, shifted, self.targets).items()}
+        table = {
+            name: value.cpu().double()
+            for name, value in recovery_metrics(atoms, shifted, self.tuned.atoms[self.partner]).items()
+        }
         whole = shifted.nan_to_num()  # a concept without a shift must not spoil the codes of the others
         codes = replace(self.tuned, atoms=whole).encode(self.b)
         table |= self._overlaps(
@@ -163,9 +170,8 @@ class _Judge:
 
     def _directions(self, shifted: Tensor, shift: Tensor) -> Tensor:
         """Shifted concepts as directions: less the mean they share, which has moved by the mean shift."""
-        if self.dictionary.method not in ("kmeans", "simple"):
-            return shifted
-        return shifted - self.dictionary.mean - self.weights @ shift.nan_to_num()
+        moved = self.dictionary.mean + self.weights @ shift.nan_to_num()
+        return replace(self.dictionary, atoms=shifted, mean=moved).directions(centre=self.centre)
 
     def _overlaps(self, what: str, before_and_tuned, shifted, size: int) -> dict[str, list[float]]:
         before, tuned = before_and_tuned

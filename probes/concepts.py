@@ -79,10 +79,10 @@ class Dictionary:
         unit = torch.nn.functional.normalize
         return (unit(_widened(Z).to(self.atoms), dim=1) @ unit(self.atoms, dim=1).T).argmax(1)
 
-    def directions(self) -> Tensor:
+    def directions(self, *, centre: bool = True) -> Tensor:
         """(K, D) the concepts as directions to be put into words. Cluster centres and samples hold the mean all states share,
-        which would give every concept the same words: it is taken off."""
-        return self.atoms - self.mean if self.method in ("kmeans", "simple") else self.atoms
+        which would give every concept the same words: it is taken off, unless centre=False asks for the papers' way."""
+        return self.atoms - self.mean if centre and self.method in ("kmeans", "simple") else self.atoms
 
     def reconstruct(self, Z: Tensor) -> Tensor:
         """(M, D) the states as the dictionary has them: mixtures (snmf, pca), or the nearest concept (kmeans, simple)."""

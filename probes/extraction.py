@@ -66,9 +66,9 @@ def extract(
     if word is not None and not all(one.strip() for one in words or ("",)):
         raise UserError(f"word {word!r} must be a word or several, or None for the mean over the caption")
     sites = _checked(vlm, sites)
-    found, seen, skipped, read = [], 0, 0, {site: [] for site in sites}
+    found, skipped, seen, read = [], [], 0, {site: [] for site in sites}
     for batch in Loader(vlm, Data(_asked(samples), limit), batch_size):
-        skipped += len(batch.skipped)
+        skipped += batch.skipped
         seen += batch.n
         for inputs in batch.inputs:
             said = said_tokens(vlm, vlm.generate_ids(inputs, max_new_tokens=max_new_tokens, **generation))
@@ -80,12 +80,16 @@ def extract(
             for site in sites:
                 read[site].append(states[site].float().cpu())
             found += [hits[b] for b in kept]
+    if not seen:
+        raise UserError(
+            f"none of the {len(skipped)} samples could be read; the first, {skipped[0].id!r}: {skipped[0].reason}"
+        )
     if not found:
         raise UserError(_nothing(words, seen, in_answer))
     return WordStates(
         {site: torch.cat(values) for site, values in read.items()}, words, torch.tensor([hit.position for hit in found]),
         tuple(hit.id for hit in found), tuple(hit.caption for hit in found), torch.tensor([hit.target for hit in found]),
-        seen, seen - len(found), skipped,
+        seen, seen - len(found), len(skipped),
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def concepts_of(
     """The k concepts from which a model predicts a word, in words and by the samples that have most of them.
 
     samples: of any reader. final_norm: apply the final norm before the unembedding (default: for states read before it, but not to
-    centred directions). extraction, grounding, options: for `extract`, `ground_words` and `decompose`. Raises UserError as these do.
+    centred directions). extraction, grounding, options: for `extract`, `ground_words` and `describe` (and through it `decompose`). Raises UserError as these do.
     """
     states = extract(vlm, samples, word, sites=site, **(extraction or {}))
     return describe(vlm, states, k=k, method=method, seed=seed, n_words=n_words, n_images=n_images, final_norm=final_norm, grounding=grounding, **options)  # fmt: skip
@@ -73,16 +73,18 @@ def concepts_of(
 
 def describe(
     vlm, states: WordStates, *, k: int = 20, method: str = "snmf", seed: int = 0, n_words: int = 10, n_images: int = 5,
-    site: str | None = None, final_norm: bool | None = None, grounding: dict | None = None, **options,
+    site: str | None = None, final_norm: bool | None = None, centre: bool = True, grounding: dict | None = None, **options,
 ) -> Concepts:  # fmt: skip
-    """`concepts_of` for states that were extracted already; site: which of theirs (default: the first)."""
+    """`concepts_of` for states that were extracted already; site: which of theirs (default: the first);
+    centre: as in `Dictionary.directions`."""
     site = site or next(iter(states.states))
     dictionary = decompose(states[site], k, method=method, seed=seed, **options)
     if final_norm is None:
         final_norm = site != "final" and method == "snmf"
     told = {"n": n_words, "final_norm": final_norm} | (grounding or {})
-    words = ground_words(vlm, dictionary.directions(), **told)
-    opposite = ground_words(vlm, -dictionary.directions(), **told) if method == "pca" else []
+    directions = dictionary.directions(centre=centre)
+    words = ground_words(vlm, directions, **told)
+    opposite = ground_words(vlm, -directions, **told) if method == "pca" else []
     top = [[states.ids[m] for m in row] for row in top_samples(dictionary.codes, n_images, absolute=method == "pca")]
     return Concepts(dictionary, states, words, opposite, top, vlm.name, vlm.fingerprint(), site)
 
@@ -110,7 +112,7 @@ class TunedConcepts:
 def tuned_concepts(
     before_vlm, after_vlm, before: WordStates, after: WordStates, *, k: int = 20, method: str = "kmeans", seed: int = 0,
     n_words: int = 15, n_images: int = 50, candidates: int = 200, matching: str = "membership", alpha: float = 1.0,
-    site: str | None = None,
+    site: str | None = None, centre: bool = True,
 ) -> TunedConcepts:  # fmt: skip
     """What tuning did to the concepts of a word, from states that `extract` read from both models; site: which of theirs
     (default: the first of the model before).
@@ -135,10 +137,10 @@ def tuned_concepts(
         )
 
     told = {
-        "before": words("before", first.directions()),
-        "shifted": words("after", replace(shifted, mean=moved_mean).directions()),
+        "before": words("before", first.directions(centre=centre)),
+        "shifted": words("after", replace(shifted, mean=moved_mean).directions(centre=centre)),
     }
-    after_words = words("after", second.directions())
+    after_words = words("after", second.directions(centre=centre))
     tops = {name: top_samples(codes, n_images, absolute=method == "pca") for name, codes in
             {"before": first.codes, "shifted": shifted.encode(b), "after": second.codes}.items()}  # fmt: skip
     order = partner.tolist()

@@ -129,6 +129,7 @@ def test_directions_leave_the_shared_mean_out_of_centres_only():
         shared = found.atoms - found.directions()
         expected = Z.mean(0) if method in ("kmeans", "simple") else torch.zeros(16)
         torch.testing.assert_close(shared, expected.expand(5, 16), atol=1e-5, rtol=0)
+        assert torch.equal(found.directions(centre=False), found.atoms)
 
 
 def test_stability_over_seeds():

@@ -196,6 +196,27 @@ def test_bad_input_is_told_in_one_line(organism, word, sites, message):
     assert "\n" not in str(told.value)
 
 
+def test_samples_that_cannot_be_read_are_told_and_not_called_speechless(organism):
+    unfit = [Sample("s", "<image> <image> look", (picture(),))]
+    with pytest.raises(
+        UserError, match="none of the 1 samples could be read; the first, 's': 1 pictures for 2 <image>"
+    ):
+        extract(organism, unfit, "tree")
+    assert extract(organism, [*unfit, *caption_set(2)], None).skipped == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_alike_and_widened(dtype):
+    model, tensors, _ = batch("llava", "left")
+    vlm = open_vlm(model=model.to(dtype))
+    inputs = vlm.from_tensors(**tensors)
+    ids, cached = vlm.trace_generation(inputs, ["final"], max_new_tokens=NEW, min_new_tokens=NEW, **PLAIN)
+    found = read_positions(vlm, *continued(vlm, inputs, ids.tolist()), [[2]] * 2, ["final"])["final"]
+    expected = cached["final"][:, inputs.spans.labels.shape[1] + 1].float()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-3 if dtype == torch.float16 else 2e-2, rtol=1e-2)
+
+
 def test_matched_samples_are_those_in_which_both_say_the_word(organism):
     samples = caption_set(20)
     one, other = extract(organism, samples, CATEGORIES), extract(organism, samples[::-1], CATEGORIES)

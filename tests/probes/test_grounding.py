@@ -203,6 +203,12 @@ def test_concepts_of_a_word_on_the_organism(organism, states, method, tmp_path):
     }.items() <= found.card.items()
 
 
+def test_uncentred_centres_say_the_same_words_more(organism, states):
+    """The fault that centring is for: every centre holds the mean, and decodes to its words."""
+    told = {centre: describe(organism, states, k=4, method="kmeans", centre=centre).words for centre in (True, False)}
+    assert overlap_score(told[False]) > overlap_score(told[True])
+
+
 def test_words_of_the_organisms_concepts_are_true_beyond_chance(organism):
     samples = caption_set(120)
     found = concepts_of(organism, samples[:60], CATEGORIES, k=6, method="kmeans")
