@@ -110,7 +110,15 @@ class WeightOverlap(Probe):
 
     def compute(self) -> pd.DataFrame:
         self.input_squares()
-        overlaps = Overlaps(
-            self._weights, self._at, sparsity=self.sparsity, interval=self.interval, most_rows=self.rows
-        )
-        return overlaps.table(self.squares.cpu(), self.count.cpu(), self.seed)
+        return self._overlaps().table(self.squares.cpu(), self.count.cpu(), self.seed)
+
+    def against(self, other: WeightOverlap) -> pd.DataFrame:
+        """The table with this one's image tokens as "image" and the other's as "text": whether two kinds of pictures use the
+        same weights. Both must have measured the same samples (by id and prompt) on the same model."""
+        if not torch.equal(self.count, other.count):
+            raise UserError(f"two measurements of the same samples are needed: of {int(self.count.sum())} and {int(other.count.sum())}, dealt alike")  # fmt: skip
+        squares = torch.stack([self.squares[:, 0], other.squares[:, 0]], 1).cpu()
+        return self._overlaps().table(squares, self.count.cpu(), self.seed)
+
+    def _overlaps(self) -> Overlaps:
+        return Overlaps(self._weights, self._at, sparsity=self.sparsity, interval=self.interval, most_rows=self.rows)
