@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.patch_scores import check_kind, score_kinds, score_site
 from ..scenes.errors import UserError
+from ..scenes.world import boxes as things_boxes
 from .intervals import mean_over_samples, powers
 from .map_statistics import jaccard, overlap, ranks
 from .outlier_maps import (
@@ -44,11 +45,12 @@ class OutlierOverlap(Probe):
       outliers alone explains); "lift" (share of a_t on the outliers over k/N); "spearman" and "jensen_shannon" (distance)
       of a_t and scores; "entropy" (over ln N), "top_1", "top_3", "top_10" (share of a_t); "image_share" (attention on the
       picture of all attention); "score_spearman" and "score_jaccard" (of its outliers), between the kinds of score
-      `score` and `other`; "k" (outliers a picture), "candidates" (N) and "skipped" (`n` samples without a picture).
+      `score` and `other`; "on_things" (share of the outliers whose middle is in the box of a thing, where the scene is
+      known); "k" (outliers a picture), "candidates" (N) and "skipped" (`n` samples without a picture).
     - layer, head: a head's own map; head empty: the mean map of a block's heads; both empty: the mean map over heads and
       blocks 2 to the last (counted from 0; all blocks of a model with two or less).
     - mean, low, high, n: over samples (mean over queries, then pictures), Student's 95 % interval; sd between samples.
-    - chance: what unrelated maps give.
+    - chance: what unrelated maps give, of "on_things" the share of all patches.
     """
 
     name = "outlier_overlap"
@@ -86,7 +88,7 @@ class OutlierOverlap(Probe):
         self._layers, _ = decoder_layers(anatomy)
         maps = len(self._layers) * (anatomy.n_heads + 1) + 1
         self.add_sum("values", len(ALL), maps, 3)
-        self.add_sum("counts", 3, 3)
+        self.add_sum("counts", 5, 3)
         self.add_sum("agreements", 2, len(self._kinds) * (len(self._kinds) - 1) // 2, 3)
         self.add_sum("skipped", dtype=torch.long)
 
@@ -108,7 +110,10 @@ class OutlierOverlap(Probe):
             found.append(values.nanmean(-1).transpose(0, 1))  # (P, quantities, maps)
             rows.append(maps.rows)
         self.values += powers(_by_sample(torch.cat(found), torch.cat(rows), size)).sum(0).to(self.wide)
-        counts = [[float(one.chosen.sum()), float(len(one.at)), float(one.chosen.float().mean())] for one in looked]
+        counts = [
+            [float(one.chosen.sum()), len(one.at), float(one.chosen.float().mean()), *_on_things(one, inputs)]
+            for one in looked
+        ]
         rows = torch.tensor([picture.row for picture in pictures], device=here)
         self.counts += powers(_by_sample(torch.tensor(counts, device=here), rows, size)).sum(0).to(self.wide)
         if self.agreements.numel():
@@ -138,6 +143,8 @@ class OutlierOverlap(Probe):
                 for i, quantity in enumerate(("score_spearman", "score_jaccard"))
             ]
         rows += [row(quantity, counts, i) for i, quantity in enumerate(("k", "candidates"))]
+        if counts.n[3]:
+            rows.append(row("on_things", counts, 3, chance=counts.mean[4]))
         rows.append({"quantity": "skipped", "score": self._kinds[0], "n": int(self.skipped)})
         table = pd.DataFrame(rows).reindex(
             columns=["quantity", "score", "other", "layer", "head", "mean", "low", "high", "sd", "n", "chance"]
@@ -154,6 +161,21 @@ def _agreement(kinds) -> Tensor:
         order = torch.corrcoef(ranks(torch.stack([one.scores for one in same])).float())[a, b]
         found.append(torch.stack([order, jaccard(chosen[list(a)], chosen[list(b)])]))
     return torch.stack(found)
+
+
+def _on_things(one, inputs) -> tuple[float, float]:
+    """Shares of the outliers, and of all candidates, whose middle lies in the box of a thing; NaN where not known."""
+    sample = inputs.samples[one.picture.row] if inputs.samples else None
+    place = one.picture.boxes[one.at.to(one.picture.boxes.device)].cpu()
+    scene = sample.truth.get("scene") if sample is not None else None
+    if scene is None or one.picture.positions is None or not torch.isfinite(place).all():
+        return float("nan"), float("nan")
+    width, height = sample.images[one.picture.picture].size
+    x, y = (place[:, 0] + place[:, 2]) / 2 / width, (place[:, 1] + place[:, 3]) / 2 / height
+    on = torch.zeros(len(place), dtype=torch.bool)
+    for x0, y0, x1, y1 in things_boxes(scene):
+        on |= (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    return float(on[one.chosen.cpu()].float().mean()), float(on.float().mean())
 
 
 def spread_queries(predicting: Tensor, most: int | None) -> Tensor:

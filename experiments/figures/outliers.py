@@ -53,7 +53,7 @@ def by_layer(table: pd.DataFrame) -> Figure | None:
         "Each point is the mean map of a block’s heads: left, how many of its strongest patches are among the encoder’s outliers; right, its attention on them over "
         "that of an even map. Above the dotted line is more than chance; only what is also above another picture’s outliers is about this picture and not about a place.",
         "Overlap of decoder attention and encoder outliers by block, with chance and the outliers of another picture.",
-        Chart(panels, samples_note(pd.concat(used), more=f"outliers by {KINDS.get(kind, kind)}: {number(k['mean'])} of {number(n['mean'])} tokens")),
+        Chart(panels, samples_note(pd.concat(used), more=f"outliers by {KINDS.get(kind, kind)}: {k['mean']:.3g} of {n['mean']:.4g} tokens")),
     )  # fmt: skip
 
 
@@ -125,8 +125,9 @@ def pictures(image, boxes, scores, chosen, attention, layers, kind: str, name: s
     framed = np.flatnonzero(np.asarray(chosen)).tolist()
     some = np.unique(np.linspace(0, len(layers) - 1, min(MOST - 1, len(layers))).round().astype(int)).tolist()
     maps = [(f"Encoder: {KINDS.get(kind, kind)}", scores, "score")]
-    maps += [(f"Decoder block {layers[i]}", attention[i], "attention") for i in some]
-    maps.append(("Blocks 2 to last", attention[-1], "attention"))
+    shares = [f"{float(one.sum()):.0%}".replace("%", " %") for one in attention]
+    maps += [(f"Decoder block {layers[i]}: {shares[i]}", attention[i], "attention") for i in some]
+    maps.append((f"Blocks 2 to last: {shares[-1]}", attention[-1], "attention"))
     panels = [
         Panel(title, "", "", [Overlay(image, boxes, np.asarray(values, float), label, outlined=framed)])
         for title, values, label in maps
@@ -134,7 +135,7 @@ def pictures(image, boxes, scores, chosen, attention, layers, kind: str, name: s
     return Figure(
         "picture_" + "".join(c if c.isalnum() else "_" for c in name)[:40], f"Outliers and attention on {name}",
         "Left above, what the encoder’s own score makes of each patch, its outliers framed; then the language model’s attention, mean over heads, when it "
-        "is about to answer. If the dark patches of the other maps lie in the frames, the language model looks at the outliers.",
+        "is about to answer, and how much of it is on the picture. If the dark patches of the other maps lie in the frames, the language model looks at the outliers.",
         f"Heat maps of encoder score and decoder attention over {name}, with the {len(framed)} outliers framed.",
         Chart(panels, f"one picture; {len(framed)} outliers framed; every map has its own scale", columns=3, height=2.15),
     )  # fmt: skip
@@ -156,7 +157,7 @@ def detectors(table: pd.DataFrame) -> Figure:
         odds.append(Points(x, [p + 0.22 - 0.22 * i for p, _ in here], label, look(i), low, high))
     ticks = {
         "y_ticks": (places, [NAMES[name] for name in names]),
-        "y_limits": (-0.6, len(names) - 0.4),
+        "y_limits": (-0.6, len(names) + 0.9),
         "direct": False,
     }
     panels = [
@@ -220,6 +221,11 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         apart = True if row["low"] > other["high"] else False if row["high"] < other["low"] else None
         here = f"own outliers {number(row['mean'])}, another picture’s {number(other['mean'])} [{number(other['low'])} to {number(other['high'])}]."
         made.append(Claim("… at those of this picture, not at a place", "our control", here, apart))
+    on = summary(table, "on_things")
+    if on is not None and math.isfinite(on["high"]):
+        here = f"{number(on['mean'])} of the outliers lie on things [{number(on['low'])} to {number(on['high'])}], {number(on['chance'])} of all tokens (n = {int(on['n'])})."
+        holds = True if on["high"] < on["chance"] else False if on["low"] > on["chance"] else None
+        made.append(Claim("Outliers are patches of the background", f"{SOURCE}, section 3; measure ours", here, holds))
     return made
 
 
@@ -229,9 +235,15 @@ def found(table: pd.DataFrame) -> list[str]:
     if row is None:
         return ["Overlap with outliers: not measured, no sample has a picture."]
     told = [claim.claim + ": " + claim.here for claim in claims(table)]
+    on = summary(table, "on_things")
+    if on is not None:
+        told.append(
+            f"Of the outliers {number(on['mean'])} ({number(on['low'])} to {number(on['high'])}) lie on things, of all tokens "
+            f"{number(on['chance'])} (n = {int(on['n'])})."
+        )
     k, n, share = (summary(table, what) for what in ("k", "candidates", "image_share"))
     told.append(
-        f"{number(k['mean'])} outliers of {number(n['mean'])} tokens a picture, which get {number(share['mean'])} of all attention "
+        f"{k['mean']:.3g} outliers of {n['mean']:.4g} tokens a picture, which get {number(share['mean'])} of all attention "
         f"({number(share['low'])} to {number(share['high'])})."
     )
     return told
