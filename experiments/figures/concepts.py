@@ -87,7 +87,7 @@ def consistency(concepts: pd.DataFrame, recovered: pd.DataFrame, correlations: p
         f"Scatter of recovery against consistency and against length of the shift; Pearson r with consistency {row['value']:.2f}.",
         Chart(
             panels,
-            f"n = {int(row['n'])} concepts of two styles; r: 95 % {row['low']:.2f} to {row['high']:.2f} (consistency); whiskers: jackknife",
+            f"n = {int(row['n'])} concepts of two styles; r: 95 % {row['low']:.2f} to {row['high']:.2f} (consistency); squares: colour, circles: place; whiskers: jackknife",
             height=3.3, shared_y=True,
         ),
     )  # fmt: skip
@@ -127,7 +127,7 @@ def baselines(summary: pd.DataFrame) -> Figure:
         "To the right of the line the moved concept is nearer to its partner in the tuned model, or shares more of 15 words and of the top pictures with it, than "
         "before. A concept's own shift says something only where it beats one shift for all.",
         "Mean recovery in cosine, words and pictures for the concept's own shift and its baselines, both styles.",
-        Chart(panels, f"n = {n} concepts a style, halves of the pictures judged in turn; whiskers: 95 % intervals over concepts", columns=3, widths=[1, 1, 1], height=3.1),
+        Chart(panels, f"n = {n} concepts a style, halves judged in turn; squares: colour, circles: place; whiskers: 95 % intervals over concepts", columns=3, widths=[1, 1, 1], height=3.1),
     )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def dictionaries(table: pd.DataFrame) -> Figure:
         "Left: how many of a concept's words are true of pictures it was not learnt from, beside words of random directions. Then whether another seed finds "
         "the same concepts (whisker: worst pair), how many words concepts share (low is good), and what the dictionary leaves out.",
         "True words, stability over seeds, overlap of words and reconstruction error of semi-NMF, k-means, PCA and plain samples.",
-        Chart(panels, f"n = {int(table['true_n'].max())} held-out pictures, {int(table['n'].max())} states; left whiskers: 95 % intervals", columns=4, height=2.5),
+        Chart(panels, f"n = {int(table['true_n'].max())} held-out pictures, {int(table['n'].max())} states; grey: random words; left whiskers: 95 % intervals", columns=4, height=2.5),
     )  # fmt: skip
 
 

@@ -18,14 +18,21 @@ from .picture import faded, line_ends
 ROW_HEIGHT = 330
 """Pixels of one row of panels."""
 
+STRIP_HEIGHT = 165
+"""The same of strips of small pictures."""
+
 
 def draw_interactive(chart: Chart) -> go.Figure:
     """The chart as a plotly figure; its width is that of the page."""
     columns = min(chart.columns, len(chart.panels))
     rows = math.ceil(len(chart.panels) / columns)
+    strips = any(
+        isinstance(mark, Strip) for panel in chart.panels for mark in panel.marks
+    )  # low, with text between the rows
     figure = make_subplots(
         rows=rows, cols=columns, subplot_titles=[panel.title for panel in chart.panels], column_widths=chart.widths,
-        shared_yaxes=chart.shared_y, horizontal_spacing=0.17 if columns > 1 else 0.1, vertical_spacing=0.22 / max(1, rows - 0.5),
+        shared_yaxes=chart.shared_y, horizontal_spacing=0.03 if strips else min(0.17, 0.34 / columns),
+        vertical_spacing=(0.4 if strips else 0.22) / max(1, rows - 0.5),
     )  # fmt: skip
     figure.for_each_annotation(lambda title: title.update(font=dict(size=14), x=title.x, xanchor="center"))
     for i, panel in enumerate(chart.panels):
@@ -34,7 +41,12 @@ def draw_interactive(chart: Chart) -> go.Figure:
         text=chart.note, xref="paper", yref="paper", x=0, y=0, yshift=-66, xanchor="left", showarrow=False, align="left",
         font=dict(size=11, color=SOFT),
     )  # fmt: skip
-    figure.update_layout(template=plotly_template(), height=ROW_HEIGHT * rows + 60, showlegend=False, margin_r=90)
+    figure.update_layout(
+        template=plotly_template(),
+        height=(STRIP_HEIGHT if strips else ROW_HEIGHT) * rows + 60,
+        showlegend=False,
+        margin_r=90,
+    )
     return figure
 
 
@@ -67,7 +79,9 @@ def _draw_panel(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     if panel.x_ticks is not None:
         figure.update_xaxes(tickvals=list(panel.x_ticks[0]), ticktext=list(panel.x_ticks[1]), **at)
     if panel.y_ticks is not None:
-        figure.update_yaxes(tickvals=list(panel.y_ticks[0]), ticktext=list(panel.y_ticks[1]), showgrid=False, **at)
+        figure.update_yaxes(
+            tickvals=list(panel.y_ticks[0]), ticktext=list(panel.y_ticks[1]), showgrid=False, automargin=True, **at
+        )
         figure.update_xaxes(showgrid=True, **at)
     if panel.level is not None:
         figure.add_hline(panel.level[0], line=dict(color="#8a919c", width=1, dash="dot"), **at)
