@@ -8,10 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..models.trace import expand_sites
 from ..scenes.errors import UserError
-from .embedding_table import Held, embedding_table, empty_table
-from .keys import Kept
+from .embedding_table import embedding_table, empty_table
+from .kept_pictures import KeptPictures
 from .pictures_of import Paired, paired_pictures
 from .probe import Probe
 from .reference_features import (
@@ -19,6 +18,7 @@ from .reference_features import (
     PLACES,
     pixel_features,
     place_index,
+    projection,
     tower_features,
     tower_site,
     tower_width,
@@ -35,7 +35,8 @@ FOLDS = ((0, 1, 2, 3), (4,), (5,), (6,))
 CODED = ((0,), (1,), (2,), (3,), (4,), (5, 6))
 """Cells of each block of the online code: every block is as large as all before it."""
 
-KEPT, KEPT_TOKENS, KEPT_BYTES = 128, 64, 1 << 28
+FOLD_OF = tuple(f for f, cells in enumerate(FOLDS) for _ in cells)
+KEPT, KEPT_TOKENS = 128, 64
 WIDTH = 256
 
 REASONS = (
@@ -131,12 +132,12 @@ class EmbeddingProbe(Probe):
         layers = ("embed", "blocks.*.resid_post", "final")
         self.sites = (*layers, tower) if tower else layers
         self._tower, self._anatomy = tower, anatomy
-        self.layer_sites = expand_sites(anatomy, layers)
+        self.layer_sites = ["embed", *(f"blocks.{i}.resid_post" for i in range(anatomy.n_layers)), "final"]
         widths = {"layer": anatomy.hidden_size, "pixels": 3 * PIXELS**2}
         if tower:
             self._tower_width = widths["tower"] = tower_width(anatomy)
         self.widths = {bank: min(n, self.width or n) for bank, n in widths.items()}
-        self._maps = {bank: _projection(n, self.widths[bank], self.seed) for bank, n in widths.items()}
+        self._maps = {bank: projection(n, self.widths[bank], self.seed) for bank, n in widths.items()}
         depth = {bank: len(self.layer_sites) if bank == "layer" else 1 for bank in self.widths}
         outputs = 2 * sum(len(target.labels) for target in self.targets)
         cells = len(EDGES)
@@ -151,10 +152,8 @@ class EmbeddingProbe(Probe):
             self.add_sum(f"xz_{bank}", cells, depth[bank], d, d + outputs)  # with features and targets
         self.add_sum("skipped", len(REASONS), dtype=torch.long)
         self.add_sum("unmatched", dtype=torch.long)
-        self._slots = self.tokens if self.patch else 1
-        self._columns = sum(depth[bank] * d for bank, d in self.widths.items()) + outputs + 2
-        row = self._slots * self._columns + 1
-        self._kept = Kept(max(2, min(self.keep, KEPT_BYTES // (4 * row))), row)
+        banks = {bank: (depth[bank], self.widths[bank]) for bank in self.widths}
+        self._kept = KeptPictures(self.keep, self.tokens if self.patch else 1, banks, outputs, self.seed)
         self.add_state("kept", [], dist_reduce_fx="cat")
         self.add_state("partner", [], dist_reduce_fx="cat")
 
@@ -184,7 +183,9 @@ class EmbeddingProbe(Probe):
         x = self._features(trace, inputs, pictures)
         lengths = torch.tensor([len(picture.boxes) for picture in pictures])
         self._add(x, y, lengths, places.to(y.device), cell[order])
-        self._keep(x, y, lengths, places.to(y.device), cell[order], torch.tensor([p.key for p in pictures]))
+        store = self.kept[0] if len(self.kept) else None
+        keys, fold = torch.tensor([p.key for p in pictures]), torch.tensor(FOLD_OF)[cell[order]]
+        self.kept = [self._kept.add(store, keys, fold, x, y, places.to(y.device), lengths)]
 
     @staticmethod
     def _cells(keys: list[int]) -> Tensor:
@@ -225,14 +226,13 @@ class EmbeddingProbe(Probe):
             if own is not None:
                 total = rows.new_zeros(len(pictures), rows.shape[1]).index_add_(0, own.to(rows.device), rows)
                 rows = total / lengths.to(rows)[:, None]
-            onto = self._maps[bank]
-            return (rows if onto is None else rows @ onto.to(rows)).to(here)
+            return self._projected(bank, rows).to(here)
 
         images = [inputs.samples[p.row].images[p.picture] for p in pictures]
         pixels = pixel_features(images, [p.boxes for p in pictures])
         banks = {
             "layer": torch.stack([taken("layer", trace[site]) for site in self.layer_sites]),
-            "pixels": torch.cat(pixels)[None].to(here),
+            "pixels": self._projected("pixels", torch.cat(pixels))[None].to(here),
         }
         if self._tower:
             states = tower_features(trace[self._tower], spans, self._anatomy)
@@ -242,6 +242,10 @@ class EmbeddingProbe(Probe):
                 full[spans.visual.to(here)] = states.to(here)
             banks["tower"] = taken("tower", full)[None]
         return banks
+
+    def _projected(self, bank: str, rows: Tensor) -> Tensor:
+        onto = self._maps[bank]
+        return rows if onto is None else rows @ onto.to(rows)
 
     def _add(self, x: dict[str, Tensor], y: Tensor, lengths: Tensor, places: Tensor, cell: Tensor) -> None:
         """Adds rows, which are sorted by their pictures' cell, to the sums."""
@@ -266,29 +270,6 @@ class EmbeddingProbe(Probe):
             self.place_n[c].index_add_(0, places[rows], weight[rows].to(self.wide))
             self.place_y[c].index_add_(0, places[rows], (y[rows] * weight[rows, None]).to(self.wide))
 
-    def _keep(self, x, y: Tensor, lengths: Tensor, places: Tensor, cell: Tensor, keys: Tensor) -> None:
-        """Offers the pictures' rows to the store of those that are kept."""
-        store = self.kept[0] if len(self.kept) else self._kept.empty(y.device)
-        chosen = self._kept.entering(store, keys)
-        starts, stored = lengths.cumsum(0) - lengths, []
-        for i in chosen.tolist():
-            own = torch.arange(int(starts[i]), int(starts[i] + lengths[i]))
-            if len(own) > self._slots:
-                some = torch.randperm(len(own), generator=torch.Generator().manual_seed(self.seed))[: self._slots]
-                own = own[some.sort().values]
-            own = own.to(y.device)
-            states = [rows[:, own].movedim(0, 1).flatten(1) for rows in x.values()]
-            row = torch.cat([*states, y[own], places[own, None].float(), y.new_ones(len(own), 1)], 1)  # (T, columns)
-            fold = next(f for f, cells in enumerate(FOLDS) if int(cell[i]) in cells)
-            stored.append(
-                torch.cat(
-                    [row.new_tensor([fold]), row.flatten(), row.new_zeros((self._slots - len(own)) * self._columns)]
-                )
-            )
-        if stored:
-            store = self._kept.add(store, keys[chosen], torch.stack(stored))
-        self.kept = [store]
-
     # -- the table -----------------------------------------------------------------------------------------------------
 
     def compute(self) -> pd.DataFrame:
@@ -307,7 +288,7 @@ class EmbeddingProbe(Probe):
             sums,
             rows=self.rows.cpu(),
             places=(self.place_n.cpu().double(), self.place_y.cpu().double()),
-            held=self._held(self._kept.rows(kept).cpu()),
+            held=self._kept.held(kept),
             folds=FOLDS,
             coded=CODED,
             targets=self.targets,
@@ -318,23 +299,3 @@ class EmbeddingProbe(Probe):
             standardise=self.standardise,
             seeds=range(self.seed, self.seed + self.seeds),
         )
-
-    def _held(self, rows: Tensor) -> Held:
-        table = rows[:, 1:].view(len(rows), self._slots, self._columns)
-        depth = {bank: len(self.layer_sites) if bank == "layer" else 1 for bank in self.widths}
-        x, start = {}, 0
-        for bank, d in self.widths.items():
-            part = table[..., start : start + depth[bank] * d]
-            x[bank] = part.unflatten(-1, (depth[bank], d)).movedim(2, 0)
-            start += depth[bank] * d
-        there = table[..., -1]
-        weight = there / there.sum(1, keepdim=True).clamp(min=1)
-        return Held(rows[:, 0].long(), x, table[..., start:-2].double(), table[..., -2].long(), weight.double())
-
-
-def _projection(n: int, width: int, seed: int) -> Tensor | None:
-    """(n, width) with orthonormal columns, the same for a seed; None where nothing is to be projected."""
-    if n <= width:
-        return None
-    drawn = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
-    return torch.linalg.qr(drawn).Q

@@ -23,6 +23,7 @@ from .embedding_scores import (
     retrieval_ranks,
 )  # fmt: skip
 from .intervals import BLOCKS, Estimate, jackknife, mean_over_samples, powers, proportion
+from .kept_pictures import Held
 from .ridge import Moments, squared_error
 
 COLUMNS = (
@@ -30,21 +31,6 @@ COLUMNS = (
     "chance", "alpha", "sd_seeds", "reason",
 )  # fmt: skip
 FEW = "needs samples in three of four folds: give more (some dozens)"
-
-
-class Held(NamedTuple):
-    """Pictures whose states were kept. fold: (N,); x: each bank's (layers, N, T, D); y: (N, T, 2M) targets, then shuffled ones;
-    place: (N, T); weight: (N, T) sums to 1 over a picture's tokens, 0 where there is none."""
-
-    fold: Tensor
-    x: dict[str, Tensor]
-    y: Tensor
-    place: Tensor
-    weight: Tensor
-
-    def at(self, index: Tensor) -> Held:
-        x = {bank: value[:, index] for bank, value in self.x.items()}
-        return Held(self.fold[index], x, self.y[index], self.place[index], self.weight[index])
 
 
 class Level(NamedTuple):
@@ -92,7 +78,7 @@ def embedding_table(
             for layer in range(one.x.shape[1]):
                 part = _layer(one, layer)
                 told = _told(bank, layer, sites, tower, part)
-                if not (part.sum().centred().xx[0].diagonal() > 0).any():
+                if not part.sum().varying().any():
                     table.append({"quantity": "r2", **told, "n": n, "reason": "features are constant"})
                     continue
                 found = cross_validate(_fold_sums(part, filled), groups, standardise=standardise)
@@ -181,7 +167,8 @@ class _Scored:
         mean = (held.y * held.weight[..., None]).sum((0, 1)) / max(len(held.fold), 1)
         self.spread = (held.weight[..., None] * (held.y - mean).square()).sum(1)  # (N, 2M)
         self.total = self.spread.sum(0) if total is None else total
-        self.same_places = bool((held.place == held.place[:1]).all() and (held.weight > 0).all())
+        there = held.weight > 0
+        self.same_places = bool((held.place == held.place[:1]).all() and (there == there[:1]).all())
 
     def rows(self, level: Level) -> list[dict]:
         """All rows of a level."""

@@ -1,4 +1,4 @@
-"""What the language model is compared with: the picture's pixels, and the vision tower, at the places of the visual tokens."""
+"""Features beside the language model's: the picture's pixels and the vision tower at the places of the visual tokens."""
 
 from __future__ import annotations
 
@@ -109,3 +109,11 @@ def _pooled_rows(patches: Tensor, spans, merge: int) -> Tensor | None:
             parts.append(_pooled(part[None], height, width, merge)[0])
             start += height * width
     return torch.cat(parts) if parts else None
+
+
+def projection(n: int, width: int, seed: int) -> Tensor | None:
+    """(n, width) with orthonormal columns, the same for a seed; None where nothing is to be projected."""
+    if n <= width:
+        return None
+    drawn = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(drawn).Q

@@ -51,6 +51,10 @@ class Moments(NamedTuple):
         xy = self.xy - mean_x[..., :, None] * self.y[..., None, :]
         return self._replace(xx=xx, xy=xy, yy=(self.yy - self.y.square() / n).clamp(min=0))
 
+    def varying(self) -> Tensor:
+        """(..., D) whether a feature varies by more than rounding."""
+        return self.centred().xx.diagonal(dim1=-2, dim2=-1) > FLAT * self.xx.diagonal(dim1=-2, dim2=-1)
+
 
 class Fit(NamedTuple):
     """Solutions for A penalties: coef (A, ..., D, M), intercept (A, ..., M), dof (A, ...) effective degrees of freedom
@@ -112,7 +116,7 @@ def ridge_path(
     alphas = check_alphas(alphas).to(sums.xx)
     c = sums.centred()
     diagonal = c.xx.diagonal(dim1=-2, dim2=-1)
-    varies = diagonal > FLAT * sums.xx.diagonal(dim1=-2, dim2=-1)
+    varies = sums.varying()
     n = sums.n[..., None]
     one = torch.ones_like(diagonal)
     scale = torch.where(varies, (diagonal.clamp(min=0) / n).sqrt() if standardise else one, 1)
@@ -189,8 +193,7 @@ class StreamingRidge:
             raise UserError("ridge has no rows to be solved from: call update(x, y) first")
         if self._sums is None:
             return self._dual(alpha)
-        c = self._sums.centred()
-        self._check_varies(c.xx.diagonal(), self._sums.xx.diagonal())
+        self._check_varies(self._sums.varying())
         fit = ridge_path(self._sums, alpha)
         return fit.coef[0], fit.intercept[0]
 
@@ -198,14 +201,14 @@ class StreamingRidge:
         x, y = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
         mean_x, mean_y = x.mean(0), y.mean(0)
         dx = x - mean_x
-        self._check_varies(dx.square().sum(0), x.square().sum(0))
+        self._check_varies(dx.square().sum(0) > FLAT * x.square().sum(0))
         kernel = dx @ dx.T
         kernel.diagonal().add_(alpha)
         coef = dx.T @ torch.linalg.solve(kernel, y - mean_y)
         return coef, mean_y - mean_x @ coef
 
-    def _check_varies(self, about_mean: Tensor, about_zero: Tensor) -> None:
-        if not (about_mean > FLAT * about_zero).any():
+    def _check_varies(self, varying: Tensor) -> None:
+        if not varying.any():
             raise UserError(
                 f"all {self.in_dim} features are constant over {self.n} rows: nothing can be read from them; give other states or more rows"
             )

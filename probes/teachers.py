@@ -53,7 +53,15 @@ class Teacher:
         self._basis: tuple[Tensor, Tensor] | None = None
         self.retained = 1.0
         """Share of the features' variance that the outputs hold."""
-        self.labels = self._labels(len(self.maps(Image.new("RGB", (64, 64), "grey"))))
+        try:
+            self.labels = self._labels(len(self._compute(Image.new("RGB", (64, 64), "grey"))))
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"teacher {self.source!r} cannot look at a picture ({reason}): give another model"
+            ) from error
 
     def at(self, sample: Sample, picture: int, boxes: Tensor) -> Tensor | None:
         image = sample.images[picture]

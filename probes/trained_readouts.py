@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from .embedding_table import Held, Level
+from .embedding_table import Level
+from .kept_pictures import Held
 from .resampler import Resampler
 
 HIDDEN, WIDTH = 256, 64
-EPOCHS, PATIENCE, BATCH = 200, 20, 32
+EPOCHS, PATIENCE, BATCH = 80, 8, 32
 RATES = {"mlp": (1e-3, 1e-4), "resampler": (3e-4, 0.0)}
 """Learning rate and weight decay of AdamW."""
 EMA = 0.98
