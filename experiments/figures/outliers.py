@@ -157,7 +157,7 @@ def detectors(table: pd.DataFrame) -> Figure:
         odds.append(Points(x, [p + 0.22 - 0.22 * i for p, _ in here], label, look(i), low, high))
     ticks = {
         "y_ticks": (places, [NAMES[name] for name in names]),
-        "y_limits": (-0.6, len(names) + 0.9),
+        "y_limits": (-0.6, len(names) + 1.4),
         "direct": False,
     }
     panels = [

@@ -9,11 +9,16 @@ from chiasm.experiments.figures import draw
 from chiasm.experiments.figures import outliers as figures
 from chiasm.experiments.run import load_run
 from chiasm.models import open_vlm
+from chiasm.probes.measure import measure
+from chiasm.probes.outlier_overlap import OutlierOverlap
 from chiasm.probes.outlier_words import DIAGNOSTICS
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import Sample
 from PIL import Image
 from skimage import data as photographs
+
+from ..models.families import build
+from ..models.processors import PROCESSORS
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +102,6 @@ def test_a_photograph_is_measured_without_words(vlm, tmp_path):
 
 
 def test_the_figure_lays_scores_where_the_patches_are(vlm):
-    from chiasm.probes.outlier_overlap import OutlierOverlap
-
     picture = Image.new("RGB", (128, 128), (90, 120, 90))
     figure = outliers.picture_figure(vlm, Sample("plain", "<image> what do you see ?", (picture,)), OutlierOverlap())
     overlay = figure.chart.panels[0].marks[0]
@@ -119,3 +122,21 @@ def test_the_bench_rows_can_be_made(monkeypatch):
     monkeypatch.setattr(bench_outliers, "PICTURE", 112)
     rows = list(bench_outliers.rows(QUICK))
     assert [row.bar for row in rows] == [1.05, None, 0.1] and rows[2].ratio.median <= 0.1
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_photographs_on_every_family(name, tmp_path):
+    """Tiles, query tokens, merged patches, cross-attention: measured, and drawn where tokens have a place."""
+    tiny = open_vlm(model=build(name)[0], processor=PROCESSORS[name]())
+    photo = Image.fromarray(photographs.coffee()[:240, :320]).resize((64, 48))
+    samples = [Sample(f"{name} {i}", "what is in the picture ?", (photo.rotate(90 * i),)) for i in range(2)]
+    rule, value = outliers._enough(tiny, samples, "ratio")
+    probe = OutlierOverlap(rule=rule, value=value)
+    table = measure(tiny, samples, [probe], batch_size=2, progress=False).tables["outlier_overlap"]
+    assert figures.summary(table, "overlap")["n"] == 2
+    figure = outliers.picture_figure(tiny, samples[0], probe)
+    overlay = figure.chart.panels[0].marks[0]
+    boxes, best = np.asarray(overlay.boxes), int(np.argmax(overlay.values))
+    assert best in overlay.outlined and len(boxes) == len(overlay.values)
+    assert boxes.min() >= -16 and boxes[:, [0, 2]].max() <= 65 and boxes[:, [1, 3]].max() <= 65
+    assert np.isfinite(overlay.map()).mean() > 0.7

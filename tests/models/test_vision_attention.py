@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import transformers as hf
 from chiasm.models import Spans, attention, open_vlm
 from chiasm.models.patch_scores import (
     check_kind,
@@ -18,7 +19,7 @@ from chiasm.models.trace import Trace, site_names
 from chiasm.models.vision_attention import combine_heads, patch_columns, resampler_attentions, tower_attention
 from chiasm.scenes.errors import UserError
 
-from .families import FAMILIES, batch, build
+from .families import FAMILIES, TEXT, batch, build
 from .test_families import eager
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
@@ -392,3 +393,47 @@ def test_rows_without_pictures_have_no_scores():
     vlm, inputs, trace = traced("llava")
     bare = inputs.without_images()
     assert picture_scores(trace, bare, vlm.anatomy, "cls") == []
+
+
+def test_tiles_that_are_strung_together_keep_their_patches_apart():
+    """Mllama: tiles one behind the other, each with its CLS and padded; empty tiles are no candidates."""
+    vision = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_global_layers=1, attention_heads=4, image_size=32,
+        patch_size=8, max_num_tiles=4, vision_output_dim=64, intermediate_layers_indices=[1],
+        supported_aspect_ratios=[[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
+    )  # fmt: skip
+    text = TEXT | dict(num_hidden_layers=4, cross_attention_layers=[1, 3])
+    torch.manual_seed(0)
+    model = hf.MllamaForConditionalGeneration(
+        hf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=120)
+    )
+    for parameter in model.parameters():
+        if parameter.abs().max() < 1e-3:
+            parameter.data.normal_(0, 0.2)
+    vlm = open_vlm(model=model.eval())
+    ids = torch.tensor([[1, 120, 5, 6, 7]])
+    mask = torch.zeros(1, 5, 1, 4, dtype=torch.long)
+    mask[:, 1:, :, :2] = 1
+    tensors = dict(
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(1, 1, 4, 3, 32, 32),
+        aspect_ratio_ids=torch.tensor([[2]]), aspect_ratio_mask=torch.tensor([[[1, 1, 0, 0]]]), cross_attention_mask=mask,
+    )  # fmt: skip
+    inputs = vlm.from_tensors(**tensors)
+    trace = vlm.trace(inputs, [*_vision(vlm), "blocks.1.cross_rows", "projector"])
+    (found,) = tower_eager(vlm, inputs)[0]
+    padded = found.shape[-1] // 4
+    for t in range(4):
+        expected = found[0, :, t * padded, t * padded + 1 : t * padded + 17]
+        torch.testing.assert_close(trace["vision.blocks.0.cls_attention"][t], expected, atol=1e-6, rtol=0)
+    (picture,) = picture_scores(trace, inputs, vlm.anatomy, "cls")
+    assert len(picture.scores) == 32 and picture.tiles.tolist() == [0] * 16 + [1] * 16
+    last = vlm.anatomy.n_vision_layers - 1
+    site, spike = f"vision.blocks.{last}.resid_post", torch.zeros(1, 4 * padded, 32)
+    spike[0, padded + 1 + 6] = 5 * torch.randn(32)  # the second tile's seventh patch
+    hook = vlm.anatomy.vision_blocks[last].register_forward_hook(lambda _m, _a, out: out + spike, prepend=True)
+    moved = (vlm.trace(inputs, ["projector"])["projector"] - trace["projector"]).abs().amax(-1).flatten() > 1e-6
+    hook.remove()
+    (planted,) = picture_scores(Trace({site: spike}), inputs, vlm.anatomy, "norm")
+    assert planted.reads[planted.scores.argmax()] == torch.nonzero(moved).flatten() and planted.scores.argmax() == 22
+    seen = picture.attention(trace["blocks.1.cross_rows"][0])
+    assert seen.shape == (4, 1, 32) and 0.5 < seen.sum(-1).min() <= 1  # all but the two CLS
