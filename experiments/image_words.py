@@ -25,6 +25,7 @@ from ..scenes.sample import BadSample, Sample
 from ..scenes.words import PLURALS, with_article
 from .figures import vocabulary as figures
 from .figures.rows import pick
+from .headlines_words import best_hits
 from .lineage import is_organism
 from .options import open_model
 from .page import Claim, number
@@ -107,7 +108,7 @@ def study(
         "Every visual token is put through the final norm and the unembedding, at the decoder's input and behind every block, and the word it "
         "comes out as is held against the picture: against the answer, against answers to other pictures, and, where the world is known, against the thing it lies on.",
     )  # fmt: skip
-    return Study("What image tokens say", kept.path, intro, found, claims(own), pictures, tables)
+    return Study("What image tokens say", kept.path, intro, found, claims(tables.get("grounded")), pictures, tables)
 
 
 def grounded(vlm, samples: Sequence[Sample]) -> pd.DataFrame:
@@ -179,13 +180,9 @@ def _first(samples, n: int) -> list[Sample]:
 
 def _told(table: pd.DataFrame) -> str:
     """The layer at which visual tokens say most of their own answer, against others'."""
-    rows = pick(table, quantity="hits", variant="difference").dropna(subset=["mean"])
-    if rows.empty:
+    if (best_found := best_hits(table)) is None:
         return "no answers to hold visual tokens against."
-    best = rows.loc[rows["mean"].idxmax()]
-    own, others = (
-        pick(table, quantity="hits", variant=v, layer=best["layer"])["mean"].item() for v in ("own", "others")
-    )
+    best, own, others = best_found
     return (
         f"most true words at layer {int(best['layer'])}: {number(own)} of visual tokens say a content word of their own answer, {number(others)} one of another "
         f"picture's (difference {number(best['mean'])}, 95 %: {number(best['low'])} to {number(best['high'])}; n = {int(best['n'])})."
@@ -202,15 +199,16 @@ def _placed(rows: pd.DataFrame) -> str:
     )
 
 
-def claims(table: pd.DataFrame) -> list[Claim]:
-    """What one model says of the published claim that pictures decode to other distributions than texts."""
-    across, within = pick(table, quantity="kl", pair="P-T"), pick(table, quantity="kl", pair=["P-P", "T-T"])
-    if across.empty or within.empty:
+def claims(located: pd.DataFrame | None) -> list[Claim]:
+    """Whether the tokens on a thing come to say its name on their way up, in the last model."""
+    if located is None:
         return []
-    floor = within.groupby("layer")["high"].max()
-    above = sum(low > floor.get(layer, np.inf) for layer, low in zip(across["layer"], across["low"], strict=True))
-    here = f"KL of picture to text is above both floors (halves of one group), intervals apart, at {above} of {len(across)} layers (n = {int(across['n'].max())})."
-    holds = True if above == len(across) else False if above == 0 else None
-    return [
-        Claim("Visual tokens decode to other distributions over words than text does", "arXiv 2405.16700", here, holds)
-    ]
+    rows = pick(located, stage=located["stage"].iloc[-1], said="category", where="there").sort_values("layer")
+    first, late = rows.iloc[0], rows[rows["layer"] >= rows["layer"].max() / 2]
+    last = late.loc[late["mean"].idxmax()]
+    holds = True if last["low"] > first["high"] else False if last["high"] < first["low"] else None
+    here = (
+        f"{number(first['mean'])} [{number(first['low'])} to {number(first['high'])}] of them at the input, at most {number(last['mean'])} "
+        f"[{number(last['low'])} to {number(last['high'])}] from the middle on (n = {int(last['n'])} scenes)."
+    )
+    return [Claim("Visual tokens on a thing come to say its name in later layers", "arXiv 2410.07149", here, holds)]

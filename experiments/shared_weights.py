@@ -73,9 +73,7 @@ def study(
         f"Wanda masks of image tokens and of text tokens, from one pass over {len(samples)} samples, and the model with all removed but what both keep. "
         "The claim is that modalities share their weights; its test is against masks that share |W| alone, and against removing as many weights by size or at random.",
     )  # fmt: skip
-    return Study(
-        "Shared weights", kept.path, intro, found(tables), claims(table, tables.get("removal")), pictures, tables
-    )
+    return Study("Shared weights", kept.path, intro, found(tables), claims(tables.get("removal")), pictures, tables)
 
 
 @dataclass(frozen=True)
@@ -227,18 +225,12 @@ def found(tables: dict[str, pd.DataFrame]) -> list[str]:
     return [*sentences, f"Perplexity with {100 * ABLATED:g} % of the weights removed at random: {told}."]
 
 
-def claims(table: pd.DataFrame, removal: pd.DataFrame | None = None) -> list[Claim]:
-    """Whether image and text share more weights than masks do that share |W| alone; and, with the experiment's table of
-    removals, whether what they share carries the model better than as many weights chosen by size or at random."""
+def claims(removal: pd.DataFrame | None) -> list[Claim]:
+    """Whether what image and text share carries the model better than as many weights chosen by size or at random."""
     made = []
-    for row in pick(table, quantity="iou", pair="image-text", layer=None, matrix=None).itertuples():
-        holds = True if row.low > row.null else False if row.high < row.null else None
-        here = f"IoU {number(row.mean)} [{number(row.low)} to {number(row.high)}] against {number(row.null)} of independent inputs (n = {row.n})."
-        name = f"Image and text tokens use the same weights ({100 * row.sparsity:g} % pruned)"
-        made.append(Claim(name, "arXiv 2405.16700, with our null", here, holds))
     for row in () if removal is None else removal[removal["removed"].isin(["magnitude", "random"])].itertuples():
         holds = True if row.worse_low > 0 else False if row.worse_high < 0 else None
-        here = f"loss without them {number(row.worse)} [{number(row.worse_low)} to {number(row.worse_high)}] nats a token higher, paired (n = {row.n} answers)."
+        here = f"the control's loss is {number(row.worse)} [{number(row.worse_low)} to {number(row.worse_high)}] nats a token higher, paired (n = {row.n} answers)."
         chosen = "by size" if row.removed == "magnitude" else "at random"
         name = f"What both keep carries the model better than as many weights chosen {chosen} ({100 * row.share_removed:.0f} % removed)"
         made.append(Claim(name, "arXiv 2405.16700, figure 12", here, holds))

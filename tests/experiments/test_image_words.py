@@ -5,6 +5,7 @@ import pytest
 from chiasm.experiments import image_words
 from chiasm.experiments.figures import draw_interactive, draw_picture
 from chiasm.experiments.figures import vocabulary as figures
+from chiasm.experiments.headlines_words import word_cards, word_claims
 from chiasm.experiments.image_words import grounded, study
 from chiasm.experiments.run import load_run
 from chiasm.models import open_vlm
@@ -69,7 +70,7 @@ def test_tokens_are_held_against_the_thing_under_them(monkeypatch):
     assert found["colour", "there"] == pytest.approx((len(things) - 1) / len(things))
 
 
-def test_figures_are_drawn_from_the_table_and_only_where_it_has_something():
+def test_figures_and_headlines_are_made_from_the_table_and_only_where_it_has_something():
     table = measure(tiny_vlm(), [framed(i) for i in range(6)], [VocabularyView()], progress=False).tables[
         "vocabulary_view"
     ]
@@ -77,6 +78,8 @@ def test_figures_are_drawn_from_the_table_and_only_where_it_has_something():
         figure = function(table)
         assert draw_picture(figure.chart).axes and draw_interactive(figure.chart).data
         assert function(table[table["quantity"] == "skipped"]) is None
+    assert len(word_cards(table)) == 2 and len(word_claims(table)) == 1
+    assert word_cards(table.iloc[:0]) == [] and word_claims(table.iloc[:0]) == []
 
 
 def test_many_tokens_are_named_by_region_and_those_without_a_place_not_at_all():

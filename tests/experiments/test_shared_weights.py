@@ -5,6 +5,7 @@ import pytest
 import torch
 from chiasm.experiments.figures import draw_interactive, draw_picture
 from chiasm.experiments.figures import shared_weights as figures
+from chiasm.experiments.headlines_weights import weight_cards, weight_claims
 from chiasm.experiments.run import load_run
 from chiasm.experiments.shared_weights import ABLATED, Noise, answer_losses, run, study
 from chiasm.models import open_vlm
@@ -35,7 +36,7 @@ def test_other_models_and_data_have_no_skill_and_may_have_no_answers(tmp_path):
     before = vlm.fingerprint()
     done = study(vlm, samples, root=tmp_path)
     assert vlm.fingerprint() == before and done.tables["removal"]["skill"].isna().all()
-    assert len(done.claims) == 6 and all("n = " in sentence or "%" in sentence for sentence in done.found)
+    assert len(done.claims) == 4 and all("n = " in sentence or "%" in sentence for sentence in done.found)
     assert not any(figure.alt == "" for figure in done.figures)
     from dataclasses import replace
 
@@ -66,7 +67,7 @@ def test_losses_are_the_models_own():
     assert found[0].item() == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_figures_are_drawn_from_the_table():
+def test_figures_and_headlines_are_made_from_the_table():
     table = measure(tiny_vlm(), [framed(i) for i in range(6)], [WeightOverlap()], progress=False).tables[
         "weight_overlap"
     ]
@@ -74,3 +75,4 @@ def test_figures_are_drawn_from_the_table():
         figure = function(table)
         assert draw_picture(figure.chart).axes and draw_interactive(figure.chart).data
         assert function(table.iloc[:0]) is None
+    assert len(weight_cards(table)) == 1 and len(weight_claims(table)) == 2 and weight_cards(table.iloc[:0]) == []
