@@ -122,7 +122,7 @@ def _shown(samples: Sequence) -> list[Sample]:
 def picture_figure(vlm, sample: Sample, probe: OutlierOverlap):
     """Encoder scores and decoder attention over one picture, outliers framed; None where tokens have no known place."""
     probe.attach(vlm.anatomy)
-    inputs = vlm.prepare_samples([replace(sample, answer=sample.answer)])
+    inputs = vlm.prepare_samples([sample])
     with torch.no_grad():
         trace = vlm.trace(inputs, probe.sites)
     (one,) = looked_at(pictures_of(trace, inputs, vlm.anatomy, probe._setting), probe._setting)
