@@ -259,7 +259,8 @@ def _crossed(anatomy: Anatomy, patches: Tensor, trace, inputs) -> list[PictureSc
         start = (picture * max_tiles + tiles) * (n + before) + before
         keys = (start[:, None] + torch.arange(n, device=start.device)).flatten()
         boxes = _whole_picture(anatomy, inputs, n) if len(tiles) == 1 else torch.full((len(keys), 4), torch.nan)
-        scores, of = each[row, picture, tiles].flatten(), tiles.repeat_interleave(n)
+        scores = each[row, picture, tiles.to(each.device)].flatten()
+        of = tiles.repeat_interleave(n).to(each.device)
         made.append(PictureScores(row, picture, scores, of, None, keys, 1, boxes))
     return made
 

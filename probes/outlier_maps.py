@@ -118,7 +118,7 @@ def batch_maps(trace, looked: Sequence[Seen], anatomy, queries: Tensor) -> Itera
             wanted = queries[picture.row].clamp(min=0)
             rows = torch.stack([trace[f"blocks.{i}.{kind}"][picture.row].to(wanted.device)[:, wanted] for i in layers])
             seen = picture.attention(rows)
-            attention.append(_with_means(seen[..., one.at], layers))
+            attention.append(_with_means(seen[..., one.at.to(seen.device)], layers))
             whole = seen if picture.positions is None or picture.reads is None else rows[..., picture.positions]
             share.append(_with_means(whole.sum(-1, keepdim=True), layers)[..., 0])
         at = torch.tensor([one.picture.row for one in same], device=queries.device)
@@ -139,7 +139,7 @@ def describe(maps: Tensor, chosen: Tensor, scores: Tensor) -> Tensor:
     """(P, M, Q, N) maps, (P, N) outliers and scores -> (len(QUANTITIES), P, M, Q); NaN for maps that see nothing."""
     places, n = ranks(maps), maps.shape[-1]
     chosen, scores = chosen[:, None, None], scores[:, None, None].float()
-    chance, deviation = (x.to(maps.device).float() for x in overlap_chance(n, chosen.sum(-1).cpu()))
+    chance, deviation = (x.float().to(maps.device) for x in overlap_chance(n, chosen.sum(-1).cpu()))
     found = overlap(maps, chosen, places=places)
     values = [found, found - chance, (found - chance) / deviation, outlier_mass(maps, chosen) / chance]
     values += [spearman(maps, scores, places=places), jensen_shannon(maps, scores), entropy_share(maps)]

@@ -157,8 +157,9 @@ def _agreement(kinds) -> Tensor:
     found = []
     for same in zip(*kinds, strict=True):
         a, b = zip(*combinations(range(len(same)), 2), strict=True)
-        chosen = torch.stack([one.chosen for one in same])
-        order = torch.corrcoef(ranks(torch.stack([one.scores for one in same])).float())[a, b]
+        here = same[0].scores.device  # a model may lie on several
+        chosen, scores = (torch.stack([getattr(one, what).to(here) for one in same]) for what in ("chosen", "scores"))
+        order = torch.corrcoef(ranks(scores).float())[a, b]
         found.append(torch.stack([order, jaccard(chosen[list(a)], chosen[list(b)])]))
     return torch.stack(found)
 
