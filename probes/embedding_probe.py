@@ -141,10 +141,8 @@ class EmbeddingProbe(Probe):
         depth = {bank: len(self.layer_sites) if bank == "layer" else 1 for bank in self.widths}
         outputs = 2 * sum(len(target.labels) for target in self.targets)
         cells = len(EDGES)
-        self.add_sum("rows", cells)
-        self.add_sum("n", cells)
-        self.add_sum("y", cells, outputs)
-        self.add_sum("yy", cells, outputs)
+        for name, shape in (("rows", ()), ("n", ()), ("y", (outputs,)), ("yy", (outputs,))):
+            self.add_sum(name, cells, *shape)
         self.add_sum("place_n", cells, PLACES**2)
         self.add_sum("place_y", cells, PLACES**2, outputs)
         for bank, d in self.widths.items():

@@ -357,6 +357,6 @@ def test_a_trace_of_half_precision_is_widened():
     inputs = inputs_of(spans_for(30), samples=tuple(s for s, _ in items))
     states = [torch.stack([torch.cat([st[k], torch.zeros(2, WIDTH).bfloat16()]) for _, st in items]) for k in range(3)]
     half.update(
-        Trace({k: v for k, v in zip(("embed", "blocks.0.resid_post", "final"), states, strict=True)}, inputs), inputs
+        Trace(dict(zip(("embed", "blocks.0.resid_post", "final"), states, strict=True)), inputs), inputs
     )
     assert value(half.compute(), **R2, layer=2) == pytest.approx(value(table, **R2, layer=2), abs=1e-5)

@@ -1,5 +1,7 @@
 """Streaming ridge against scikit-learn, refits and explicit predictions; nested cross-validation; description length."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -199,7 +201,7 @@ def test_the_online_code_is_the_sum_of_its_blocks():
     x, y = data(320, m=1, noise=2.0)
     ends = [10, 20, 40, 80, 160, 320]
     mean, prior, saved, last = y.mean(), y.var(correction=0), 0.0, None
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in pairwise(ends):
         sx, sy = x[:start], y[:start]
         sd = sx.std(0, correction=0)
         errors = []

@@ -179,5 +179,5 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path):
     text = hf.BertModel(
         hf.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
     )
-    with pytest.raises(UserError, match="takes no pictures|cannot be loaded"):
+    with pytest.raises(UserError, match=r"takes no pictures|cannot be loaded"):
         Teacher(folder(tmp_path / "bert", text, plain_processor()))
