@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, vmap
 
 from .intervals import BLOCKS, Estimate, jackknife, mean_of_groups, mean_over_samples
 from .pairs import centred_units, pair_spread, permutation_p, retrieval
@@ -93,16 +93,23 @@ def alignment_table(
                 "self_dot": by_block["self_dot"][:, :, v, p],
                 "matched_dot": by_block["matched_dot"][:, :, v, p],
             }
-            table.curves(jackknife(similarities, some, n), pooling, variant, n_sets)
+            table.curves(jackknife(vmap(similarities), some, n, at_once=True), pooling, variant, n_sets)
             if (variant, pooling) == ("raw", "mean"):
                 for centre in ("both", "each"):
-                    found = jackknife(lambda s, c=centre: similarities(s, c), some, n)
+                    found = jackknife(vmap(lambda s, c=centre: similarities(s, c)), some, n, at_once=True)
                     table.curves(found, pooling, f"centred_{centre}", n_sets)
     kept = rows[:, 2:].double().view(len(rows), 2, n_layers, width)
     for variant in ("centred_both", "centred_each"):
         some = _sums_of(centred_units(kept, variant), rows, n_sets)
-        table.curves(jackknife(similarities, some, some["count"].sum(1)), "avg", variant, n_sets)
-    table.by_layer("global", jackknife(_grand, by_block, n), pair="P-T", pooling="avg", variant="raw")
+        found = jackknife(vmap(similarities), some, some["count"].sum(1), at_once=True)
+        table.curves(found, "avg", variant, n_sets)
+    table.by_layer(
+        "global",
+        jackknife(vmap(_grand), {k: by_block[k] for k in ("count", "state_sum")}, n, at_once=True),
+        pair="P-T",
+        pooling="avg",
+        variant="raw",
+    )
 
     directions = units(kept)
     table.spread(pair_spread(directions))
@@ -121,7 +128,7 @@ def alignment_table(
                 mean = s["unit_sum"][:, 0, p, :, :-1] / s["count"][:, None, None, None]
                 return (mean[:, :, : n_layers - 1 - interval] * mean[:, :, interval:]).sum(-1).nanmean(0)
 
-            found = jackknife(all_pairs, {name: by_block[name] for name in ("count", "unit_sum")}, n)
+            found = jackknife(vmap(all_pairs), {k: by_block[k] for k in ("count", "unit_sum")}, n, at_once=True)
             for g, pair in enumerate("PT"):
                 part = Estimate(*(x[g] for x in found))
                 table.by_layer("consecutive", part, pair=pair, pooling=pooling, variant="all", interval=interval)

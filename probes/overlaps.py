@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from .intervals import jackknife
-from .weights import chance_iou, pack, prune_mask, unpack, wanda_scores
+from .weights import chance_iou, prune_mask, wanda_scores
 
 SETS = ("image", "text", "both")
 AT_ONCE = 1 << 24
@@ -57,26 +57,22 @@ class Overlaps:
     def _of_masks(self, site: str, layer: int, matrix: str, sets: Tensor, n: Tensor, earlier: dict) -> Tensor:
         """(R, 6 x sparsities) IoU of one matrix; see `rows`."""
         weight = self._some_rows(self.weights[site])
-        counts = torch.zeros(
-            len(self.sparsity), 2, 2, 3, len(sets), dtype=torch.float64
-        )  # pairs / layers; in both / in any
+        counts = np.zeros((len(self.sparsity), 2, 2, len(sets), 3))  # pairs / layers; in both / in any
         step = max(1, AT_ONCE // sets.numel())
         for start in range(0, len(weight), step):
             part = weight[start : start + step]
-            scores = torch.stack(
-                [
-                    wanda_scores(part, x, k)
-                    for x, k in zip(sets.flatten(0, 1), n.repeat_interleave(3).tolist(), strict=True)
-                ]
-            )
+            scores = wanda_scores(part, sets, n[:, None, None])  # (R, 3, out, in)
             for i, s in enumerate(self.sparsity):
-                kept = ~prune_mask(scores.flatten(0, 1), sparsity=s).view(len(sets), 3, *part.shape)
-                counts[i, 0] += _shared(kept[:, [0, 0, 1]], kept[:, [1, 2, 2]])
-                bits, shape = earlier.pop((matrix, s, start, layer - self.interval), (None, None))
-                if shape == (weight.shape, kept.shape):
-                    counts[i, 1] += _shared(unpack(bits.to(kept.device), kept.shape), kept)
-                earlier[matrix, s, start, layer] = pack(kept), (weight.shape, kept.shape)
-        return (counts[:, :, 0] / counts[:, :, 1]).permute(3, 0, 1, 2).flatten(1)
+                pruned = prune_mask(scores.flatten(0, 2), sparsity=s).view(len(sets), 3, part.numel())
+                bits = np.packbits(~pruned.cpu().numpy(), axis=2)
+                counts[i, 0] += _shared(bits[:, [0, 0, 1]], bits[:, [1, 2, 2]])
+                shape, before = earlier.pop((matrix, s, start, layer - self.interval), (None, None))
+                if shape == weight.shape:
+                    counts[i, 1] += _shared(before, bits)
+                earlier[matrix, s, start, layer] = weight.shape, bits
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no layer of that shape is `interval` before
+            iou = counts[:, :, 0] / counts[:, :, 1]
+        return torch.from_numpy(iou.transpose(2, 0, 1, 3).reshape(len(sets), -1))
 
     def _some_rows(self, weight: Tensor) -> Tensor:
         n = len(weight)
@@ -106,10 +102,9 @@ class Overlaps:
         return pd.DataFrame(rows).astype({"layer": "Int64", "interval": "Int64"})
 
 
-def _shared(a: Tensor, b: Tensor) -> Tensor:
-    """(2, 3, R) how many weights both keep, and how many any of the two: a, b (R, 3, out, in)."""
-    both, one, other = (x.flatten(2).view(torch.uint8).sum(2, dtype=torch.int32).T for x in (a & b, a, b))
-    return torch.stack([both, one + other - both]).cpu().double()
+def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(2, R, 3) how many weights both keep, and how many any of the two: a, b (R, 3, bytes) bits of what each keeps."""
+    return np.stack([np.bitwise_count(x).sum(2, dtype=np.int64) for x in (a & b, a | b)])
 
 
 def _rank(image: Tensor, text: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ _MEMBERS = {
 }
 MEMBERS = torch.tensor([[float(name in _MEMBERS[segment]) for segment in SEGMENTS] for name in Spans.names])
 """(7, 6): which labels make which segment."""
-_SINK, _IMAGE = Spans.names.index("bos"), Spans.names.index("image")
+_REST = torch.tensor([[float(name != left_out) for left_out in ("bos", "image")] for name in Spans.names])
+"""(7, 2): what is left without the sink, and without the picture."""
 
 
 def query_weights(spans: Spans, device=None, post: Tensor | None = None) -> Tensor:
@@ -42,12 +43,10 @@ def query_weights(spans: Spans, device=None, post: Tensor | None = None) -> Tens
 def curves_of(masses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """masses: (layers, B, H, T, 7) by label; weights: (B, Q, T) -> curves (3, B, Q, S, layers) as they are, without the sink
     key, without the picture; and the first by head, (layers, B, H, Q, S). Rows are renormalised before the mean."""
-    rest = torch.ones_like(masses[..., :3])  # what a row has left: all, without the sink, without the picture
-    for i, label in ((1, _SINK), (2, _IMAGE)):
-        rest[..., i] = masses[..., :label].sum(-1) + masses[..., label + 1 :].sum(-1)
-    scaled = [masses, *(masses / rest[..., i, None].clamp(min=1e-12) for i in (1, 2))]
+    rest = masses @ _REST.to(masses)
+    scaled = [masses, *(masses / rest[..., i, None].clamp(min=1e-12) for i in (0, 1))]
     # A row with nothing left (the first position attends to itself alone) has nothing to say: it leaves the mean.
-    told = (rest[..., 1:] > 1e-12).to(masses.dtype)
+    told = (rest > 1e-12).to(masses.dtype)
     found = weights[None, :, None] @ torch.cat([*scaled, told], -1)  # (layers, B, H, Q, 3 * 7 + 2)
     by_segment = found[..., :-2].unflatten(-1, (3, -1)) @ MEMBERS.to(masses.device)
     curves = by_segment.mean(2)  # (layers, B, Q, 3, S)

@@ -39,7 +39,7 @@ def weights_removed(linears: dict[str, nn.Linear], masks: dict[str, Tensor]) -> 
         with torch.no_grad():
             for site, bits in masks.items():
                 weight = linears[site].weight
-                mask = unpack(bits.to(weight.device), weight.shape)
+                mask = unpack(bits, weight.shape).to(weight.device)
                 kept[site] = mask, weight[mask].clone()
                 weight[mask] = 0
         yield

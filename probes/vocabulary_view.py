@@ -59,7 +59,7 @@ class VocabularyView(Probe):
     name = "vocabulary_view"
     sites = ("embed", "blocks.*.resid_post")
 
-    def __init__(self, tokenizer=None, *, tokens: int | None = 32, pairing: str = "mean", top: int = 10):
+    def __init__(self, tokenizer=None, *, tokens: int | None = 16, pairing: str = "mean", top: int = 10):
         """tokenizer: names the words. tokens: positions read of each group and sample at most; None reads all, and so does
         pairing="matched". top: words listed a layer. Raises UserError."""
         super().__init__()

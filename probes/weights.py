@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ..scenes.errors import UserError
 
-_BITS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
-
 
 def check_sparsity(sparsity: float) -> float:
     """The share to prune, if it is one; UserError otherwise."""
@@ -23,17 +21,18 @@ def check_sparsity(sparsity: float) -> float:
     return sparsity
 
 
-def wanda_scores(weight: Tensor, sum_squares: Tensor, n: int) -> Tensor:
+def wanda_scores(weight: Tensor, sum_squares: Tensor, n: int | Tensor) -> Tensor:
     """|W_ij| sqrt(s_j / n): weight (out, in), sum_squares (in,) over all tokens, n samples (not tokens) -> (out, in).
 
-    fp32 scores, so that ties fall alike on every device. Raises ValueError on a shape mismatch, UserError for n < 1.
+    Several sums (..., in), with n that broadcasts against them, give (..., out, in). fp32 scores, so that ties fall alike on
+    every device. Raises ValueError on a shape mismatch, UserError for n < 1.
     """
-    if weight.ndim != 2 or sum_squares.shape != weight.shape[1:]:
+    if weight.ndim != 2 or not sum_squares.ndim or sum_squares.shape[-1:] != weight.shape[1:]:
         raise ValueError(f"weight {tuple(weight.shape)} needs sums of shape {tuple(weight.shape[1:])}, got {tuple(sum_squares.shape)}")  # fmt: skip
-    if n < 1:
+    if bool(torch.as_tensor(n < 1).any()):
         raise UserError(f"Wanda scores of {n} samples do not exist: measure at least one sample")
     norms = (sum_squares.double() / n).sqrt().to(weight.device, torch.float32)
-    return weight.detach().float().abs() * norms
+    return weight.detach().float().abs() * norms[..., None, :]
 
 
 def prune_mask(scores: Tensor, *, sparsity: float) -> Tensor:
@@ -43,7 +42,9 @@ def prune_mask(scores: Tensor, *, sparsity: float) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     highest = _lowest(scores, count)
     mask = scores <= highest
-    if int(mask.count_nonzero()) != count * len(scores):  # ties at the border: a stable sort would take the first of them
+    if int(mask.count_nonzero()) != count * len(
+        scores
+    ):  # ties at the border: a stable sort would take the first of them
         below, tied = scores < highest, scores == highest
         mask = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
     return mask
@@ -105,15 +106,14 @@ def exclusive_mask(mask_a: Tensor, mask_b: Tensor) -> Tensor:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A bool mask as bits, an eighth of a byte a weight: uint8 on the same device."""
-    flat = torch.nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
-    return (flat * _BITS.to(mask.device)).sum(1, dtype=torch.uint8)
+    """A bool mask as bits, an eighth of a byte a weight: uint8, on the CPU."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=None))
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """The mask of that shape behind `pack`."""
-    flat = (bits[:, None] & _BITS.to(bits.device)) > 0
-    return flat.flatten()[: torch.Size(shape).numel()].view(*shape)
+    count = torch.Size(shape).numel()
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).view(*shape)
 
 
 def chance_iou(sparsity: float) -> float:
