@@ -66,6 +66,11 @@ def planted(pictures: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return noise + (targets[None] @ mix[:, None]) / (1 + torch.arange(LAYERS))[:, None, None, None], targets
 
 
+def penalties(targets: Tensor) -> list[float]:
+    """The same for both, in scikit-learn's units: rows times what is usual."""
+    return [alpha * targets.shape[0] * TOKENS for alpha in ALPHAS]
+
+
 def fold_of(pictures: int) -> Tensor:
     return torch.arange(pictures) % FOLDS
 
@@ -84,7 +89,7 @@ def stream(states: Tensor, targets: Tensor, batches: list[slice]) -> Tensor:
     found = []
     for layer in range(LAYERS):
         own = folds._replace(x=folds.x[:, layer], xx=folds.xx[:, layer], xy=folds.xy[:, layer])
-        done = cross_validate(own, [slice(0, OUTPUTS)], standardise=False)
+        done = cross_validate(own, [slice(0, OUTPUTS)], penalties(targets), relative=False, standardise=False)
         found.append(explained(done.error.sum(0), own.sum().centred().yy, uniform=False))
     return torch.stack(found)
 
@@ -104,12 +109,11 @@ def refit(states: Tensor, targets: Tensor, folds_of: Callable | None) -> Tensor:
         x, error = layer.flatten(0, 1).numpy().astype(np.float64), 0.0
         for f in range(FOLDS):
             rest = fold != f
-            scale = ((x[rest] - x[rest].mean(0)) ** 2).sum() / WIDTH
             choose = None if folds_of is None else folds_of(fold[rest])
             scoring = None if folds_of is None else "neg_mean_squared_error"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                fitted = RidgeCV([alpha * scale for alpha in ALPHAS], cv=choose, scoring=scoring).fit(x[rest], y[rest])
+                fitted = RidgeCV(penalties(targets), cv=choose, scoring=scoring).fit(x[rest], y[rest])
             error += ((fitted.predict(x[~rest]) - y[~rest]) ** 2).sum()
         found.append(1 - error / total)
     return torch.tensor(found)

@@ -215,7 +215,7 @@ def told_of(table: pd.DataFrame, found: pd.DataFrame | None = None) -> list[str]
             sentences.append(f"Probe quality ({row['target']}, mean of blocks) and skill: {told(row)}")
         if len(found) and (n := int(found["n"].max())) < ENOUGH:
             sentences.append(
-                f"With n = {n} models no claim is made: no order has a permutation p below {smallest_p(n)}."
+                f"With n = {n} models no claim is made: even a perfect order has a permutation p no smaller than {smallest_p(n)}."
             )
     return sentences
 

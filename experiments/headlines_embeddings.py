@@ -51,13 +51,13 @@ def embedding_claims(table: pd.DataFrame) -> list[Claim]:
             )
         )
         own = _layers(table, target, "r2")
-        best, place = own.loc[own["mean"].idxmax()], _reference(table, target, "place")
+        last, place = own.iloc[-2], _reference(table, target, "place")
         claims.append(
             Claim(
-                f"The language model's states hold {target} of the picture, not only where things usually are",
+                f"After the last block states still hold {target} of the picture, not only where things usually are",
                 "our control",
-                f"R² {number(best['mean'])} ({interval(best['low'], best['high'], best['n'])}) at layer {int(best['layer'])}; place alone {number(place)}.",
-                True if best["low"] > place else False if best["high"] < place else None,
+                f"R² {number(last['mean'])} ({interval(last['low'], last['high'], last['n'])}); place alone {number(place)}.",
+                True if last["low"] > place else False if last["high"] < place else None,
             )
         )
     return claims

@@ -26,10 +26,15 @@ class Validated(NamedTuple):
 
 
 def cross_validate(
-    folds: Moments, groups: Sequence[slice], alphas: Sequence[float] = ALPHAS, *, standardise: bool = True
+    folds: Moments,
+    groups: Sequence[slice],
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    relative: bool = True,
+    standardise: bool = True,
 ) -> Validated:
     """Nested cross-validation. folds: moments with the fold as first axis, three or more; groups: outputs that share a
-    penalty.
+    penalty; alphas, relative, standardise: see `ridge_path`.
 
     The penalty for a fold is the one with the least error when each of the other folds is predicted from the rest: no
     number of a fold takes part in what predicts it. One eigendecomposition a pair of folds and one a fold serve all
@@ -41,12 +46,14 @@ def cross_validate(
     whole, grid = folds.sum(), torch.as_tensor(alphas, dtype=folds.xx.dtype)
     inner: list[Tensor | float] = [0.0] * n_folds
     for f, g in combinations(range(n_folds), 2):
-        path = ridge_path(whole.minus(folds.at(f)).minus(folds.at(g)), alphas, relative=True, standardise=standardise)
+        path = ridge_path(
+            whole.minus(folds.at(f)).minus(folds.at(g)), alphas, relative=relative, standardise=standardise
+        )
         inner[f] = inner[f] + squared_error(folds.at(g), path.coef, path.intercept)
         inner[g] = inner[g] + squared_error(folds.at(f), path.coef, path.intercept)
     found: list[tuple[Tensor, ...]] = []
     for f in range(n_folds):
-        path = ridge_path(whole.minus(folds.at(f)), alphas, relative=True, standardise=standardise)
+        path = ridge_path(whole.minus(folds.at(f)), alphas, relative=relative, standardise=standardise)
         parts, chosen = [], []
         for group in groups:
             best = inner[f][..., group].sum(-1).argmin(0)  # (...)

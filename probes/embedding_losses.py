@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, smooth_l1_loss
 
 LOG_CAP = math.log(100)
-INITIAL_LOG_SCALE = 2.0
 
 
 def info_nce(

@@ -32,7 +32,7 @@ def layers(table: pd.DataFrame) -> Figure | None:
         "layers", f"What does each layer know of {_told(table)}?",
         "Share of the target's variance that a linear probe of each visual token's state predicts in pictures it has not seen. A curve "
         "above “place alone” knows the picture; one above “vision tower” holds more than the decoder was given; the distance to "
-        "“shuffled” is what the probe does not owe to itself.",
+        "“shuffled” is what the probe does not owe to itself. Below “random decoder”, the blocks have let go of what mere copying would have kept.",
         f"Held-out R² of probes for {_told(table)} by layer, beside vision tower, pixels, place alone and shuffled targets.",
         Chart(panels, samples_note(pick(table, quantity="r2", features="layer")), height=3.3),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def growth(quality: pd.DataFrame, skill: pd.DataFrame) -> Figure:
             lines.append(Line(x, rows["mean"].tolist(), f"{target}, {name}", style, rows["low"].tolist(), rows["high"].tolist()))  # fmt: skip
     right = [Line(x, seen["mean"].tolist(), "", Look(BLACK, "D", "-"), seen["low"].tolist(), seen["high"].tolist())]
     panels = [
-        Panel("What is in the states", across, "R² on unseen pictures", lines, level=(0, ""), direct=False, **where),
+        Panel("What is in the states", across, "R² on unseen pictures", lines, level=(0, ""), **where),
         Panel("Skill of seeing", across, "share right", right, y_limits=(-0.03, 1.05), **where),
     ]
     return Figure(

@@ -14,6 +14,7 @@ from chiasm.probes.embedding_probe import EmbeddingProbe
 from chiasm.probes.embedding_scores import class_counts, cos_centred, cos_flat, mean_iou, retrieval_ranks
 from chiasm.probes.measure import measure
 from chiasm.probes.reference_features import pixel_features, tower_features, tower_site
+from chiasm.probes.state import restore_states, take_states
 from chiasm.probes.trained_readouts import TokenMLP, train_stacked
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
@@ -68,8 +69,9 @@ def spans_for(n, tokens=SIDE * SIDE, pad=0):
     return Spans(labels, torch.where(visual, 0, -1), visual, none, none.clone(), boxes)
 
 
-def fed(probe, items, size=8, pad=0, tokens=SIDE * SIDE, **more):
-    probe.attach(anatomy(n_layers=1, hidden=WIDTH, layout=SimpleNamespace(grid="flat"), **more))  # fmt: skip
+def fed(probe, items, size=8, pad=0, tokens=SIDE * SIDE, attach=True):
+    if attach:
+        probe.attach(anatomy(n_layers=1, hidden=WIDTH, layout=SimpleNamespace(grid="flat")))  # fmt: skip
     for start in range(0, len(items), size):
         some = items[start : start + size]
         inputs = inputs_of(spans_for(len(some), tokens, pad), samples=tuple(sample for sample, _ in some))
@@ -161,6 +163,24 @@ def test_order_batches_and_padding_change_nothing():
     true = [table[table["labels"].eq("true")].reset_index(drop=True) for table in tables]
     pd.testing.assert_frame_equal(true[0], true[1], atol=1e-4)
     pd.testing.assert_frame_equal(true[0], true[2], atol=1e-4)
+
+
+def test_a_measurement_that_goes_on_from_its_states_and_one_by_several_processes():
+    items = world(60)
+    whole = fed(EmbeddingProbe([Planted()], keep=40), items).compute()
+    first, second = fed(EmbeddingProbe([Planted()], keep=40), items[:24]), fed(EmbeddingProbe([Planted()], keep=40), [])
+    states, updates = take_states([first])
+    restore_states([second], states, updates)
+    pd.testing.assert_frame_equal(fed(second, items[24:], attach=False).compute(), whole)
+    # two processes: what torchmetrics does with their states
+    parts = [fed(EmbeddingProbe([Planted()], keep=40), some) for some in (items[::2], items[1::2])]
+    joined = fed(EmbeddingProbe([Planted()], keep=40), [])
+    for name in joined.metric_state:
+        values = [getattr(part, name) for part in parts]
+        setattr(joined, name, [torch.cat([v[0] for v in values])] if isinstance(values[0], list) else sum(values))
+    joined._update_count = 1
+    true = [table[table["labels"].eq("true")].reset_index(drop=True) for table in (joined.compute(), whole)]
+    pd.testing.assert_frame_equal(*true, atol=1e-5)
 
 
 def test_state_does_not_grow_with_samples_once_pictures_are_kept():
@@ -356,7 +376,5 @@ def test_a_trace_of_half_precision_is_widened():
     half.attach(anatomy(n_layers=1, hidden=WIDTH, layout=SimpleNamespace(grid="flat")))  # fmt: skip
     inputs = inputs_of(spans_for(30), samples=tuple(s for s, _ in items))
     states = [torch.stack([torch.cat([st[k], torch.zeros(2, WIDTH).bfloat16()]) for _, st in items]) for k in range(3)]
-    half.update(
-        Trace(dict(zip(("embed", "blocks.0.resid_post", "final"), states, strict=True)), inputs), inputs
-    )
+    half.update(Trace(dict(zip(("embed", "blocks.0.resid_post", "final"), states, strict=True)), inputs), inputs)
     assert value(half.compute(), **R2, layer=2) == pytest.approx(value(table, **R2, layer=2), abs=1e-5)
