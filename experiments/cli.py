@@ -34,6 +34,10 @@ app = typer.Typer(
 EXPERIMENTS = {
     "alignment": "alignment across layers and checkpoints, against skill",
     "forgetting": "attention shift against forgetting of text skill: base, aligned, tuned",
+    "outliers": "where the encoder's outliers sit, and whether the decoder looks there when it makes things up",
+    "embeddings": "what each layer knows of depth and segmentation, against reference levels and skill",
+    "concepts": "what tuning did to the concepts behind a word: base against two styles",
+    "image_words": "what image tokens say when they are read as words, on the picture",
     "shared_weights": "do image and text tokens use the same weights, and do these carry the model alone",
 }
 """Name of each experiment's module -> what it asks."""

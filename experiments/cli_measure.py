@@ -39,7 +39,9 @@ def measure(
     """Run probes over a data set in one pass and write their tables."""
     from ..probes.measure import measure
     from ..probes.processes import join_processes
+    from .lenses import chosen
     from .run import Run, load_run
+    from .study import first_good
 
     join_processes()
     config = {name: value for name, value in context.params.items() if name not in ("resume", "out")}
@@ -49,13 +51,15 @@ def measure(
         config |= {
             name: value for name, value in begun.manifest["config"].items() if name in config and name not in given
         }
-    probes = o.load_probes(config["probe"])
+    for name in config["probe"] or ():
+        o.load_probe(name)  # a name that is wrong is told before a model is opened
     opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
     vlm = o.open_model(config["model"], **opening)
     # Probes of the picture's place in the text need text on both sides of it.
     samples = o.open_samples(
         config["data"], limit=config["limit"], seed=config["seed"], read=config["read"], frame="long"
     )
+    probes = chosen(config["probe"], vlm, first_good(samples))
     how = {name: config[name] for name in ("limit", "seed", "batch_size", "checkpoint_every", "strict")}
     if resume is not None and begun.finished:
         result, path = measure(vlm, samples, probes, run=begun, **how), begun.path

@@ -83,8 +83,12 @@ RUNS = Path("runs")
 PROBES = {
     "implicit_alignment": "chiasm.probes.implicit_alignment:ImplicitAlignment",
     "attention_shift": "chiasm.probes.attention_shift:AttentionShift",
+    "outlier_overlap": "chiasm.probes.outlier_overlap:OutlierOverlap",
+    "embeddings": "chiasm.probes.embedding_probe:EmbeddingProbe",
+    "vocabulary_view": "chiasm.probes.vocabulary_view:VocabularyView",
+    "weight_overlap": "chiasm.probes.weight_overlap:WeightOverlap",
 }
-"""The built-in probes by name."""
+"""The built-in probes by name; `lenses.LENSES` has what goes round them (and is slow to import)."""
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -138,11 +142,6 @@ def open_samples(
     if data == "scenes" or data.startswith("scenes:"):
         options = {"seed": seed, "frame": frame, **({} if limit is None else {"n": limit}), **options}
     return open_data(data, **options)
-
-
-def load_probes(names: Sequence[str] | None) -> list:
-    """An instance of each probe named, of every built-in one when none is. Raises UserError."""
-    return [load_probe(name) for name in names or PROBES]
 
 
 def load_probe(name: str):

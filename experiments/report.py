@@ -20,7 +20,7 @@ from .lineage import is_organism, lineage
 from .options import load_probe
 from .page import SHOWN, Page, PageFigure, Section, packed_plotly, page_figure, shown_table, write_page
 from .run import Run
-from .study import DPI, Study, framed_scenes
+from .study import DPI, Study, first_good, framed_scenes
 
 logger = logging.getLogger("chiasm")
 
@@ -56,7 +56,7 @@ def report(
     began = time.monotonic()
     vlm = _open(model, device, dtype)
     samples, described = _samples(data, limit, seed)
-    instruments, left_out = built_in(vlm, next(iter(_first_good(samples, limit)), None))
+    instruments, left_out = built_in(vlm, first_good(samples))
     known = {probe.name for probe in instruments}
     for one in probes or ():
         one = load_probe(one) if isinstance(one, str) else one
@@ -167,25 +167,30 @@ def _kept(drawn: Drawn, section: str, run: Run, name: str) -> PageFigure:
 
 
 def _studies(vlm, seed: int, limit: int | None, out, device, dtype) -> list[Study]:
-    """The first two experiments, which are about the bundled family; none for other models."""
+    """The experiments on the bundled family; none for other models."""
     if not is_organism(vlm):
         return []
-    from . import alignment, forgetting
+    from . import alignment, concepts, embeddings, forgetting, image_words, outliers, shared_weights
 
     series = lineage()
-    some = {
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-        "root": out,
-        "limit": None if limit is None else max(8, limit // 2),
+    few = None if limit is None else max(8, limit // 2)
+    some = {"seed": seed, "root": out, "limit": few}
+    placed = some | {"device": device, "dtype": dtype}
+    asked = {} if limit is None else {"questions": max(8, min(60, limit // 2))}
+    every = {
+        "alignment": lambda: alignment.study(series, **placed, **asked),
+        "forgetting": lambda: forgetting.study(series, **placed, **asked),
+        "outliers": lambda: outliers.study(vlm, **some | {"limit": few or 48}, captions=few or 100),
+        "embeddings": lambda: embeddings.study(series, **placed, **asked),
+        "concepts": lambda: concepts.study(**placed | {"limit": few or 150}),
+        "image_words": lambda: image_words.study(**placed),
+        "shared_weights": lambda: shared_weights.study(vlm, **some, **asked),
     }
-    if limit is not None:
-        some["questions"] = max(8, min(60, limit // 2))
     studies = []
-    for name, experiment in (("alignment", alignment), ("forgetting", forgetting)):
-        logger.info(f"experiment {name}: {len(series.stages)} models")
-        studies.append(experiment.study(series, **some))
+    for name, study in every.items():
+        began = time.monotonic()
+        studies.append(study())
+        logger.info(f"experiment {name}: {time.monotonic() - began:.0f} s")
     return studies
 
 
@@ -206,7 +211,8 @@ def _page(vlm, described, result, run, sections, shown, studies, left_out, secon
             cards += lens.cards(table)
             claims += lens.claims(table)
     for study in studies:
-        claims += study.claims
+        said = {claim.claim for claim in claims}
+        claims += [claim for claim in study.claims if claim.claim not in said]  # a lens has told the same of more samples
     anatomy, versions = vlm.anatomy, run.manifest["versions"]
     facts = [
         ("Model", f"{vlm.name} ({anatomy.family}, {vlm.n_parameters:,} parameters, {anatomy.n_layers} layers × {anatomy.n_heads} heads × {anatomy.hidden_size})"),
@@ -264,8 +270,9 @@ def limits(vlm, result: Measurement, studies: Sequence[Study], left_out: dict[st
     )
     notes += [f"Not applicable: {title}: {reason}." for title, reason in left_out.items()]
     for study in studies:
-        n = len(next(iter(study.tables.values()))["stage"].unique())
-        if n < 12:
+        stages = [table["stage"] for table in study.tables.values() if "stage" in table]
+        n = len(stages[0].unique()) if stages else None
+        if n and n < 12:
             notes.append(
                 f"{study.title}: n = {n} models. No correlation over so few decides anything, and none is claimed."
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from ..scenes.readers.scene_data import SceneData
+from ..scenes.sample import BadSample, Sample
 from .figures import Drawn, Figure, draw
 from .page import Claim
 from .run import Run
@@ -28,6 +29,11 @@ class Study:
     claims: Sequence[Claim]
     figures: Sequence[Drawn]
     tables: dict[str, pd.DataFrame]
+
+
+def first_good(samples: Iterable) -> Sample | None:
+    """The first sample that could be read."""
+    return next((sample for sample in samples if not isinstance(sample, BadSample)), None)
 
 
 def framed_scenes(n: int, seed: int = 0) -> SceneData:
