@@ -62,13 +62,19 @@ def draw_all(growth: pd.DataFrame, curves: Path | str, out: Path | str, folder: 
 
 
 def draw_learning(folder: Path):
-    """The first two stages: what tower and decoder get right on their way."""
+    """The first two stages: what tower and decoder get right on their way; of the decoder's parts, those whose curves are there."""
     import matplotlib.pyplot as plt
 
-    tower, spoken = pd.read_csv(folder / "tower.csv"), pd.read_csv(folder / "language.csv")
+    tower, parts, begins = pd.read_csv(folder / "tower.csv"), [], {}
+    for part in ("language", "recall", "relations"):
+        if (folder / f"{part}.csv").exists():
+            begins[part] = parts[-1]["step"].max() if parts else 0
+            parts.append(pd.read_csv(folder / f"{part}.csv").assign(step=lambda t, at=begins[part]: t["step"] + at))
+    spoken = pd.concat(parts)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
     shown = {"retrieval": "retrieval, 1 of 64", "category": "category of a patch", "colour": "colour of a patch",
-             "cell": "position of a patch's thing", "size": "size of a patch's thing"}  # fmt: skip
+             "cell": "position of a patch's thing", "count": "how many there are, where two or more",
+             "total": "how many things there are"}  # fmt: skip
     for ink, (column, label) in zip(INK.values(), shown.items(), strict=False):
         left.plot(tower["step"], tower[column], color=ink, label=label)
     left.set(title="tower", xlabel="steps", ylabel="share right", ylim=(0, 1.02))
@@ -77,7 +83,9 @@ def draw_learning(folder: Path):
         right.plot(spoken["step"], spoken[f"told_{kind}"], color=ink, label=f"{kind}, described scene")
     skill = spoken[[f"skill_{task}" for task in TASKS]].mean(axis=1)
     right.plot(spoken["step"], skill, color=INK["purple"], linestyle="--", label="text-only skill")
-    right.set(title="decoder, before it sees", xlabel="steps")
+    right.set(title="decoder, before it sees", xlabel=f"steps of its parts: {', '.join(begins)}")
+    for at in list(begins.values())[1:]:
+        right.axvline(at, color="0.7", linewidth=0.8, linestyle=":")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         axes.spines[["top", "right"]].set_visible(False)
