@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated
 
 import torch
@@ -235,7 +236,18 @@ def _ms(found, step: str, name: str | None = None) -> str:
     return f"{name + ' ' if name else ''}{found.milliseconds(step):.1f} ms"
 
 
-PARTS = {"residuals": residual_rows, "mass": mass_rows, "measure": measure_rows, "growth": growth_rows}
+def part(module: str) -> Callable[[Size], Iterator[Row]]:
+    """The rows of a bench that lives in a file of its own."""
+    return lambda size: import_module(f".bench_{module}", __package__).rows(size)
+
+
+PARTS = {
+    "residuals": residual_rows,
+    "mass": mass_rows,
+    "measure": measure_rows,
+    "growth": growth_rows,
+    **{name: part(name) for name in ("lenses", "outliers", "embeddings", "concepts")},
+}
 
 
 def table(rows: list[Row], size: Size) -> Table:
@@ -247,7 +259,7 @@ def table(rows: list[Row], size: Size) -> Table:
         spread = (
             "" if row.ratio is None or row.ratio.low == row.ratio.high else f"{row.ratio.low:.3f}–{row.ratio.high:.3f}"
         )
-        ratio = "not run" if row.ratio is None else f"{row.ratio.median:.3f}"
+        ratio = f"{row.ratio.median:.3f}" if row.ratio else "not run" if row.against else ""
         bar = "" if row.bar is None else f"≤ {row.bar:g}"
         shown.add_row(row.quantity, row.against, ratio, spread, bar, met, row.detail)
     if size is QUICK:

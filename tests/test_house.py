@@ -186,7 +186,12 @@ def test_constraints_pin_exact_versions_and_nothing_else():
     assert names <= pinned, f"not pinned: {names - pinned}"
 
 
-IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL", "transformer-lens": "transformer_lens"}
+IMPORTED_AS = {
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "transformer-lens": "transformer_lens",
+}
 UNSEEN = {
     "torchvision": "transformers' image processors are built on it",
     "pyarrow": "pandas writes parquet with it",
