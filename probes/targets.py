@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..scenes.errors import UserError
-from ..scenes.render import Picture, render
+from ..scenes.render import pixel_truth
 from ..scenes.sample import Sample
 from ..scenes.things import CATEGORIES
 from ..scenes.world import Scene
@@ -40,8 +40,8 @@ class SceneDepth:
     name, labels, classes, told = "depth", ("depth",), False, "scene truth"
 
     def at(self, sample: Sample, picture: int, boxes: Tensor) -> Tensor | None:
-        drawn = scene_picture(sample, picture)
-        return None if drawn is None else box_means(torch.from_numpy(drawn.depth)[None], boxes)
+        truth = scene_truth(sample, picture)
+        return None if truth is None else box_means(truth[0][None], boxes)
 
 
 class SceneSegmentation:
@@ -50,18 +50,19 @@ class SceneSegmentation:
     name, labels, classes, told = "segmentation", (BACKGROUND, *CATEGORIES), True, "scene truth"
 
     def at(self, sample: Sample, picture: int, boxes: Tensor) -> Tensor | None:
-        drawn = scene_picture(sample, picture)
-        if drawn is None:
+        truth = scene_truth(sample, picture)
+        if truth is None:
             return None
         things = sample.truth["scene"].things
         numbers = torch.arange(len(things) + 1)[:, None, None]
-        shares = box_means((torch.from_numpy(drawn.segmentation) == numbers).float(), boxes)  # (N, things + 1)
+        shares = box_means((truth[1] == numbers).float(), boxes)  # (N, things + 1)
         column = torch.tensor([0, *(1 + CATEGORIES.index(thing.category) for thing in things)])
         return shares.new_zeros(len(shares), len(self.labels)).index_add_(1, column, shares)
 
 
-def scene_picture(sample: Sample, picture: int) -> Picture | None:
-    """A sample's scene as it was drawn, at the size of its picture; None for a sample without, or with several pictures."""
+def scene_truth(sample: Sample, picture: int) -> tuple[Tensor, Tensor] | None:
+    """Depth and segmentation (H, W) of a sample's scene, at the size of its picture; None for a sample without, or with
+    several pictures."""
     scene = sample.truth.get("scene")
     if not isinstance(scene, Scene) or len(sample.images) != 1 or picture:
         return None
@@ -69,8 +70,9 @@ def scene_picture(sample: Sample, picture: int) -> Picture | None:
 
 
 @lru_cache(maxsize=64)
-def _drawn(scene: Scene, size: int) -> Picture:
-    return render(scene, size)  # several targets of a batch ask for the same scene
+def _drawn(scene: Scene, size: int) -> tuple[Tensor, Tensor]:
+    depth, segmentation = pixel_truth(scene, size)  # several targets of a batch ask for the same scene
+    return torch.from_numpy(depth), torch.from_numpy(segmentation)
 
 
 class FileTarget:

@@ -54,39 +54,56 @@ def render(scene: Scene, size: int = 64) -> Picture:
     if size < 16:
         raise UserError(f"size is at least 16 pixels, got {size}")
     rng = np.random.default_rng(scene.noise_seed)
-    image, depth = _background(scene, size, rng)
-    segmentation = np.zeros((size, size), dtype=np.int64)
+    whole, top, left = _part(scene, size, rng)
+    image = whole[top : top + size, left : left + size].copy()
+    depth, segmentation = pixel_truth(scene, size)
     own = [0] * len(scene.things)
-    for i in sorted(range(len(scene.things)), key=lambda i: -scene.things[i].depth):
-        thing = scene.things[i]
-        where, paint, cover, solid = _stamp(thing, size)
+    for i in _far_to_near(scene):
+        where, solid = _outline(scene.things[i], size)
+        paint, cover = _paint(scene.things[i], size)
         view = image[where]
         view += paint - view * cover[..., None]
         own[i] = int(solid.sum())
-        depth[where][solid] = thing.depth
-        segmentation[where][solid] = i + 1
     seen = np.bincount(segmentation.ravel(), minlength=len(own) + 1)[1:]
     image = image * _light(scene, size, rng) + (rng.random(image.shape, dtype=np.float32) - 0.5) * np.float32(_NOISE)
     visible = tuple(float(s) / max(o, 1) for s, o in zip(seen, own, strict=True))
     return Picture(np.clip(image + 0.5, 0, 255).astype(np.uint8), depth, segmentation, visible)
 
 
-def _background(scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random part of the place's backdrop, and its depth: 1 down to the horizon, then nearing to 0.9."""
+def pixel_truth(scene: Scene, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """The depth and segmentation of a scene, as in `Picture`, without drawing its image."""
+    _, top, _ = _part(scene, size, np.random.default_rng(scene.noise_seed))
+    rows = (np.arange(size, dtype=np.float32) + 0.5 + top) / size
+    ground = 1 - 0.1 * np.clip(rows - HORIZON, 0, None)  # 1 down to the horizon, then nearing to 0.9
+    depth, segmentation = np.repeat(ground[:, None], size, axis=1), np.zeros((size, size), dtype=np.int64)
+    for i in _far_to_near(scene):
+        where, solid = _outline(scene.things[i], size)
+        depth[where][solid] = scene.things[i].depth
+        segmentation[where][solid] = i + 1
+    return depth, segmentation
+
+
+def _far_to_near(scene: Scene) -> list[int]:
+    return sorted(range(len(scene.things)), key=lambda i: -scene.things[i].depth)
+
+
+def _part(scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
+    """The place's backdrop, and where the random part of it begins that the scene shows: top and left."""
     whole = backdrop(scene.place, size)
     down, across = rng.random(2)  # shares, not pixels: a scene shows the same part at every size
-    top, left = int(down * (whole.shape[0] - size)), int(across * (whole.shape[1] - size))
-    rows = (np.arange(size, dtype=np.float32) + 0.5 + top) / size
-    ground = 1 - 0.1 * np.clip(rows - HORIZON, 0, None)
-    return whole[top : top + size, left : left + size].copy(), np.repeat(ground[:, None], size, axis=1)
+    return whole, int(down * (whole.shape[0] - size)), int(across * (whole.shape[1] - size))
 
 
-def _stamp(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]:
-    """Where a thing goes, its paint weighted by coverage (h, w, 3), its coverage and whether it counts (h, w)."""
+def _outline(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Where a thing goes, and which of these pixels (h, w) count as its own."""
     left, top, wide, high = thing.pixels(size)
-    weights = sprite(thing.category, wide, high)
-    where = slice(top, top + high), slice(left, left + wide)
-    return where, weights @ _palette(thing.colour), weights.sum(-1), silhouette(thing.category, wide, high)
+    return (slice(top, top + high), slice(left, left + wide)), silhouette(thing.category, wide, high)
+
+
+def _paint(thing: Thing, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A thing's paint weighted by coverage (h, w, 3), and its coverage (h, w)."""
+    weights = sprite(thing.category, *thing.pixels(size)[2:])
+    return weights @ _palette(thing.colour), weights.sum(-1)
 
 
 def _palette(colour: str) -> np.ndarray:
