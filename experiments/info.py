@@ -21,8 +21,12 @@ from ..scenes.errors import UserError
 from .image_tokens import PHOTO, ImageTokens, image_tokens
 from .memory import head_size, key_value_heads, trace_memory, vision_width, weight_memory
 
-SITES = ("embed", "blocks.*.resid_post", "blocks.*.attn_mass", "blocks.*.attn_images", "final")
-"""What the two first probes read together."""
+SITES = (
+    "embed",
+    *(f"blocks.*.{what}" for what in ("resid_post", "attn_mass", "attn_shuffled", "attn_images", "attn_rows", "in.*")),
+    "final",
+)
+"""What the lenses of the report read of the decoder together."""
 
 TEXT_TOKENS = 64
 """Positions assumed for the text of an example: a template, a question and a short answer."""

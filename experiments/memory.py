@@ -10,10 +10,10 @@ from torch import nn
 
 from ..models.anatomy import Anatomy, first
 from ..models.spans import Spans
-from ..models.trace import expand_sites
+from ..models.trace import expand_sites, linear_sites
 from .image_tokens import ImageTokens
 
-MASSES = ("attn_mass", "attn_images", "cross_mass")
+MASSES = ("attn_mass", "attn_shuffled", "attn_images", "cross_mass")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -77,9 +77,10 @@ def trace_memory(
     vocabulary, and S spans (the tower's own with an index v, N patches in each of M = B I tiles runs):
 
     - weights: every parameter, a bytes each, tied ones once (`weight_memory` for quantised ones);
-    - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S and attn_images 8 B H T I
-      (always fp32); cross_mass 4 B H T I tiles; attn_rows 4 B H Q T for Q queries (1 without an answer, as counted here);
-      projector B I tokens D a (before padding is cut); vision.blocks.i.resid_post M N Dv a, its attention sites 4 M Hv N;
+    - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S, attn_shuffled 8 B H T and
+      attn_images 8 B H T I (always fp32); cross_mass 4 B H T I tiles; attn_rows 4 B H Q T for Q queries
+      (1 without an answer, as counted here); the inputs of a layer's linears (in.PATH) B T a times their widths, those that
+      read one tensor (q, k and v; gate and up) once; projector B I tokens D a (before padding is cut); vision.blocks.i.resid_post M N Dv a, its attention sites 4 M Hv N;
     - logits: B T V a, made by the model whether asked for or not;
     - work: the larger of one decoder layer and one tower layer in flight: for n positions n a (4 D + max(3 F,
       4 H d + 2 K d)), and for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32);
@@ -110,11 +111,16 @@ def site_bytes(
     anatomy: Anatomy, site: str, batch: int, length: int, images: int, picture: ImageTokens | None, size: int
 ) -> int:
     """Bytes of one site's tensor, `size` bytes a number (masses are fp32 whatever the model's)."""
+    if ".in." in site:
+        shared = site.endswith(("k_proj", "v_proj", "up_proj"))  # the tensor that q_proj or gate_proj reads as well
+        return 0 if shared else batch * length * linear_sites(anatomy)[site].in_features * size
     kind = re.sub(r"\.\d+\.", ".", site)
     rows = batch * length * anatomy.n_heads * 4
     tiles, patches, tokens = (picture.tiles, picture.patches, picture.tokens) if picture else (0, 0, 0)
     if kind == "blocks.attn_mass":
         return rows * len(Spans.names)
+    if kind == "blocks.attn_shuffled":
+        return rows * 2
     if kind == "blocks.attn_images":
         return rows * 2 * images
     if kind == "blocks.cross_mass":

@@ -212,7 +212,9 @@ def _page(vlm, described, result, run, sections, shown, studies, left_out, secon
             claims += lens.claims(table)
     for study in studies:
         said = {claim.claim for claim in claims}
-        claims += [claim for claim in study.claims if claim.claim not in said]  # a lens has told the same of more samples
+        claims += [
+            claim for claim in study.claims if claim.claim not in said
+        ]  # a lens has told the same of more samples
     anatomy, versions = vlm.anatomy, run.manifest["versions"]
     facts = [
         ("Model", f"{vlm.name} ({anatomy.family}, {vlm.n_parameters:,} parameters, {anatomy.n_layers} layers × {anatomy.n_heads} heads × {anatomy.hidden_size})"),

@@ -1,4 +1,4 @@
-"""What is read of the decoder's attention: mass by span, by picture and by tile, and the rows of chosen queries."""
+"""What is read of the decoder's attention: mass by span (also with text labels shuffled), by picture and by tile, and the rows of chosen queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from .attention import Call
 from .spans import Spans
 
-MASSES = ("attn_mass", "attn_images")
+MASSES = ("attn_mass", "attn_shuffled", "attn_images")
 _PADDED = (*MASSES, "attn_rows", "cross_rows")
 
 
@@ -23,9 +23,18 @@ class DecoderReader:
         wanted = {*MASSES, "attn_rows", "cross_mass", "cross_rows"}
         layers = {int(site.split(".")[1]) for site in blocks if site.rsplit(".", 1)[1] in wanted}
         self.layers = {id(self.anatomy.attention(i)): i for i in layers}
-        self.columns = spans.indicators()
-        if spans.n_images and "attn_images" in kinds:
-            self.columns = torch.cat([self.columns, spans.image_indicators()], -1)
+        parts = {"attn_mass": spans.indicators()}
+        if "attn_shuffled" in kinds:  # one draw for all layers, and for every step of a generation
+            parts["attn_shuffled"] = spans.shuffled_indicators()
+        if "attn_images" in kinds:
+            parts["attn_images"] = spans.image_indicators()
+        self.widths = {kind: part.shape[-1] for kind, part in parts.items()}
+        self.columns = torch.cat(list(parts.values()), -1)
+        # a key that is generated is of that label, and stands behind the picture whatever the labels dealt
+        self.generated = torch.zeros(self.columns.shape[-1])
+        self.generated[
+            [Spans.names.index("generated"), *([len(Spans.names) + 1] if "attn_shuffled" in parts else [])]
+        ] = 1
         self.queries = spans.predicting() if kinds & {"attn_rows", "cross_rows"} else None
 
     def see(self, call: Call) -> None:
@@ -37,8 +46,7 @@ class DecoderReader:
             self._keep(layer, "cross_mass", call.mass(self._tiles(call.key)))
         if any(self._wants(layer, kind) for kind in MASSES):
             mass = call.mass(self._at_keys(self.columns.to(call.key.device), call.key.shape[0], call.key.shape[2]))
-            parts = mass.split([len(Spans.names), mass.shape[-1] - len(Spans.names)], -1)
-            for kind, part in zip(MASSES, parts, strict=True):
+            for kind, part in zip(self.widths, mass.split(list(self.widths.values()), -1), strict=True):
                 if self._wants(layer, kind):
                     self._keep(layer, kind, part)
         kind = "cross_rows" if cross else "attn_rows"
@@ -63,12 +71,17 @@ class DecoderReader:
     def _at_keys(self, groups: Tensor, batch: int, length: int) -> Tensor:
         """The groups (B, T, G) at the keys a layer really has: cached, windowed, preallocated, repeated for beams."""
         if self.recorder.seen > groups.shape[1]:
-            groups = _generated(groups, self.recorder.seen - groups.shape[1])
+            groups = self._longer(groups, self.recorder.seen)
         if length < groups.shape[1]:  # a sliding window has forgotten the first keys
             groups = groups[:, groups.shape[1] - length :]
         elif length > groups.shape[1]:  # a static cache holds room for keys to come, which are masked
-            groups = _generated(groups, length - groups.shape[1])
+            groups = self._longer(groups, length)
         return groups.repeat_interleave(batch // groups.shape[0], 0) if batch != groups.shape[0] else groups
+
+    def _longer(self, groups: Tensor, length: int) -> Tensor:
+        """groups (B, T, G) with generated keys appended up to this length."""
+        new = self.generated.to(groups).expand(groups.shape[0], length - groups.shape[1], -1)
+        return torch.cat([groups, new], 1)
 
     def _tiles(self, key: Tensor) -> Tensor:
         """Cross-attention keys (B, H, pictures * tiles * patches, d) grouped by tile."""
@@ -92,10 +105,3 @@ def without_padding(value: Tensor, site: str, spans: Spans) -> Tensor:
 def _first_keys(rows: Tensor, seen: int) -> Tensor:
     """Rows (..., Tk) at the `seen` positions so far: a static cache's room cut off, keys a window has forgotten 0."""
     return rows[..., :seen] if rows.shape[-1] >= seen else pad(rows, (seen - rows.shape[-1], 0))
-
-
-def _generated(groups: Tensor, n: int) -> Tensor:
-    """groups (B, T, G) with n more keys that belong to "generated"."""
-    new = groups.new_zeros(groups.shape[0], n, groups.shape[2])
-    new[..., Spans.names.index("generated")] = 1
-    return torch.cat([groups, new], 1)

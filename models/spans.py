@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
+from zlib import crc32
 
 import torch
 from torch import Tensor
+
+POST = ("after", "answer", "generated")
+"""The labels of text behind the first picture."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,20 @@ class Spans:
         columns = []
         for k in range(self.n_images):
             columns += [self.image_index == k, (later == k) & (self.image_index < 0) & self.real]
-        return torch.stack(columns, -1).float()
+        return torch.stack(columns, -1).float() if columns else torch.zeros(*self.labels.shape, 0, device=later.device)
+
+    def shuffled_indicators(self) -> Tensor:
+        """(B, T, 2) float: text before the picture and text behind it, once these labels are dealt anew among the text of
+        each row (`permuted_segments`). Their sum stays as it was. The draw hangs on the row's own labels alone, so that
+        neither the batch nor padding changes it."""
+        text = tuple(self.names.index(name) for name in ("before", *POST))
+        dealt = self.labels.clone()
+        for row in dealt:
+            real = row[row >= 0]
+            generator = torch.Generator().manual_seed(crc32(bytes(real.tolist())))
+            row[row >= 0] = permuted_segments(real[None], text, generator)[0]
+        spans = replace(self, labels=dealt)
+        return torch.stack([spans.mask("before"), spans.mask(*POST)], -1).float()
 
     def extended(self, n: int) -> Spans:
         """These spans with n generated positions appended to every row."""
@@ -100,6 +117,20 @@ class Spans:
 
     def to(self, device) -> Spans:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def permuted_segments(segments: Tensor, among: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    """Segments (B, T) with the labels in `among` dealt anew to the positions that have one of them, within each row.
+
+    The masses of such segments are the null for "which text stands before and which after"; counts stay as they are.
+    """
+    new = segments.clone()
+    wanted = torch.isin(segments, torch.tensor(among, device=segments.device))
+    for row, at in zip(new, wanted, strict=True):
+        positions = torch.nonzero(at).flatten()
+        order = torch.randperm(len(positions), generator=generator).to(positions.device)
+        row[positions] = row[positions[order]]
+    return new
 
 
 def _padded(values: Tensor, width: int, fill) -> Tensor:

@@ -19,7 +19,7 @@ from .decoder_attention import DecoderReader, without_padding
 from .spans import Spans
 from .vision_attention import pooling_attention, vision_readers, vision_sites
 
-_ATTENTION = ("attn_mass", "attn_images", "attn_rows", "cross_mass", "cross_rows")
+_ATTENTION = ("attn_mass", "attn_shuffled", "attn_images", "attn_rows", "cross_mass", "cross_rows")
 _recording: ContextVar[tuple[Recorder, ...]] = ContextVar("chiasm_recorders", default=())
 
 
@@ -29,7 +29,8 @@ def site_names(anatomy: Anatomy) -> list[str]:
     `vision.blocks.i.resid_post` (as the tower shapes it) and what is attended to in the tower (see `vision_sites`),
     `projector`, `embed` (B, T, D: input of block 0, so with the family's embedding scale and learned positions),
     `blocks.i.attn_out`, `blocks.i.mlp_out`, `blocks.i.resid_post` (B, T, D), `blocks.i.attn_mass` (B, H, T, S: columns are
-    Spans.names), `blocks.i.attn_images` (B, H, T, 2K: for every picture its mass and that of the text after it),
+    Spans.names), `blocks.i.attn_shuffled` (B, H, T, 2: mass on the text before the picture and on the text behind it, these
+    labels dealt anew among the text of each row, see `Spans.shuffled_indicators`; keys decoded later are behind), `blocks.i.attn_images` (B, H, T, 2K: for every picture its mass and that of the text after it),
     `blocks.i.attn_rows` (B, H, Q, T: attention of the Q queries of `Spans.predicting`), `blocks.i.cross_mass` (B, H, T,
     tiles: Mllama's cross-attention layers, whose keys are the patches) and `blocks.i.cross_rows` (B, H, Q, keys), `final`
     (B, T, D: after the final norm), `logits` (B, T, V).
@@ -39,7 +40,7 @@ def site_names(anatomy: Anatomy) -> list[str]:
         if kind == "cross":
             names += [f"blocks.{i}.cross_mass", f"blocks.{i}.cross_rows"]
         elif kind != "linear":
-            names += [f"blocks.{i}.attn_mass", f"blocks.{i}.attn_images", f"blocks.{i}.attn_rows"]
+            names += [f"blocks.{i}.{site}" for site in ("attn_mass", "attn_shuffled", "attn_images", "attn_rows")]
         if kind != "linear":
             names.append(f"blocks.{i}.attn_out")
         if hasattr(anatomy.blocks[i], "mlp"):

@@ -13,7 +13,17 @@ from .intervals import BLOCKS, powers
 from .keys import sample_keys
 from .masses import segment_mass, segment_mass_lse, uniform_mass, uniform_segment_mass
 from .probe import Probe
-from .segment_curves import MEMBERS, POST, QUERIES, SEGMENTS, VERSIONS, curves_of, query_weights, split_curves
+from .segment_curves import (
+    MEMBERS,
+    POST,
+    QUERIES,
+    SEGMENTS,
+    VERSIONS,
+    curves_of,
+    mean_curves,
+    query_weights,
+    split_curves,
+)
 from .shift_table import FLOOR, shift_table
 from .shifts import COMPARATORS, attention_shift, circular_null, distance, permuted_segments
 
@@ -42,7 +52,8 @@ class AttentionShift(Probe):
 
     - quantity: "mass" (curves); "uniform" (what uniform causal attention would give: the place of a segment alone);
       "head_mass" (by head); "shift"; "null_circular" (pearson, one curve turned by `draw` layers; mean over samples);
-      "shift_split" (several pictures: before and after picture number `image`, from 0); "difference" (shift with the
+      "null_labels" (pearson; which text token is before and which behind the picture dealt anew within each sample, one draw a
+      sample: what any two sets of text tokens share); "shift_split" (several pictures: before and after picture number `image`, from 0); "difference" (shift with the
       picture less shift of the same text without) and "distance" (1 - rho of a segment's curve with and without the
       picture), both with `text_only`; "undefined" (`n` eligible samples whose curve has no variance); "skipped" (`n`
       samples without a shift, `reason`); "left_out" (layers that take no part, `kind`, `reason`).
@@ -65,7 +76,7 @@ class AttentionShift(Probe):
     """
 
     name = "attention_shift"
-    sites = ("blocks.*.attn_mass", "blocks.*.attn_images")
+    sites = ("blocks.*.attn_mass", "blocks.*.attn_shuffled", "blocks.*.attn_images")
 
     def __init__(self, *, text_only: bool = False, sliding: bool = False, min_tokens: int = 4):
         """text_only: also run the same texts without pictures, for the paired contrast (a second forward pass).
@@ -93,6 +104,7 @@ class AttentionShift(Probe):
         self.add_sum("head_mass", n, anatomy.n_heads, q, s, 3)
         self.add_sum("shift", c, 4, q, 3)
         self.add_sum("null", q, max(used - 1, 0), 3)
+        self.add_sum("null_labels", q, 3)
         self.add_sum("split", MAX_IMAGES, c, q, 3)
         self.add_sum("curve_sum", BLOCKS, 3, q, 3, used)
         self.add_sum("curve_count", BLOCKS, q)
@@ -111,7 +123,7 @@ class AttentionShift(Probe):
             here
         )
         has_image, eligible = counts[:, 0] > 0, self._eligible(counts)
-        masses, weights = self._masses(trace, spans), query_weights(spans, here)
+        (masses, shuffled), weights = self._masses(trace, spans), query_weights(spans, here)
         curves, heads = curves_of(masses, weights)  # (3, B, Q, S, layers), (layers, B, H, Q, S)
         asked = weights.sum(2) > 0  # (B, Q) whether a row has queries of this set
         curves = curves.masked_fill(~asked[..., None, None], torch.nan)
@@ -135,6 +147,8 @@ class AttentionShift(Probe):
         shifts = torch.stack([distance(*pairs, c) for c in COMPARATORS])  # (C, 4, B, Q)
         self._add("shift", shifts.movedim(2, 0), part[:, None, None])
         self._add("null", circular_null(before[0], after[0]), part[..., None])
+        dealt = mean_curves(shuffled, weights)[..., list(self.used)]
+        self._add("null_labels", distance(*dealt, "pearson"), part)
         self._add_curves(before, image, after, part, inputs)
         self._add_splits(trace, spans, weights)
         if self.text_only and trace.text_only is not None:
@@ -157,9 +171,12 @@ class AttentionShift(Probe):
             left &= ~hit
         return left
 
-    def _masses(self, trace, spans) -> Tensor:
-        """(layers, B, H, T, 7) masses by label, rows checked to sum to 1."""
-        masses = torch.stack([trace[f"blocks.{i}.attn_mass"].to(self.mass.device, torch.float32) for i in self.layers])
+    def _masses(self, trace, spans) -> tuple[Tensor, Tensor]:
+        """(layers, B, H, T, 7) masses by label, rows checked to sum to 1; and the (…, 2) of shuffled text."""
+        masses, shuffled = (
+            torch.stack([trace[f"blocks.{i}.{kind}"].to(self.mass.device, torch.float32) for i in self.layers])
+            for kind in ("attn_mass", "attn_shuffled")
+        )
         real = spans.real.to(masses.device)[:, None]
         total = masses.sum(-1)
         off = (total - 1).abs().masked_fill(~real, 0).amax()
@@ -168,8 +185,8 @@ class AttentionShift(Probe):
                 f"attention rows sum to 1 only within {off.item():.1e} (a softmax in half precision?): they were renormalised",
                 stacklevel=3,
             )
-            masses = masses / total.clamp(min=FLOOR)[..., None]
-        return masses
+            masses, shuffled = (x / total.clamp(min=FLOOR)[..., None] for x in (masses, shuffled))
+        return masses, shuffled
 
     @staticmethod
     def _with_log_ratio(before: Tensor, image: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +216,7 @@ class AttentionShift(Probe):
         spans = text.inputs.spans
         weights = query_weights(spans, self.mass.device)
         asked = weights.sum(2) > 0
-        alone, _ = curves_of(self._masses(text, spans), weights)
+        alone, _ = curves_of(self._masses(text, spans)[0], weights)
         alone = alone.masked_fill(~asked[..., None, None], torch.nan)
         part = part & asked
         self._add("text_mass", alone[:2].transpose(0, 1), part[:, None, :, None, None])

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..models.spans import Spans
+from ..models.spans import POST, Spans
 
 QUERIES = ("post", "all", "gen", "last")
 SEGMENTS = ("sink", "system", "before", "image", "after", "answer")
 VERSIONS = ("raw", "without_sink", "without_image", "excess")
-POST = ("after", "answer", "generated")
 ANSWER = ("answer", "generated")
 
 _MEMBERS = {
@@ -57,6 +56,11 @@ def curves_of(masses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return curves.permute(3, 1, 2, 4, 0), by_segment[..., 0, :]
 
 
+def mean_curves(masses: Tensor, weights: Tensor) -> Tensor:
+    """masses: (layers, B, H, T, S) of any segments; weights: (B, Q, T) -> their curves (S, B, Q, layers)."""
+    return (weights[None, :, None] @ masses).mean(2).permute(3, 1, 2, 0)
+
+
 def split_curves(
     trace, spans: Spans, layers: Sequence[int], weights: Tensor, n_images: int, min_tokens: int
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
@@ -73,7 +77,7 @@ def split_curves(
     for k in range(n_images):
         mass = torch.stack([first + text[..., :k].sum(-1), text[..., k:].sum(-1)], -1)  # (layers, B, H, T, 2)
         own = query_weights(spans, device, post=places[..., k:].any(-1))
-        curves = (own[None, :, None] @ mass).mean(2).permute(3, 1, 2, 0)  # (2, B, Q, layers)
+        curves = mean_curves(mass, own)  # (2, B, Q, layers)
         long = (n_before + n_text[:, :k].sum(1) >= min_tokens) & (n_text[:, k:].sum(1) >= min_tokens)
         part = (long & (several >= max(k, 1)))[:, None] & (own.sum(2) > 0)
         yield k, curves[0], curves[1], part

@@ -49,6 +49,8 @@ def shift_table(
         null = mean_over_samples(sums["null"])
         turns = _axis("draw", *range(1, len(used)))
         table.block("null_circular", null, queries, turns, version="raw", comparator="pearson", **vlm, **per_sample)
+        dealt = mean_over_samples(sums["null_labels"])
+        table.block("null_labels", dealt, queries, version="raw", comparator="pearson", **vlm, **per_sample)
         observed = shifts.mean[COMPARATORS.index("pearson"), 0]
         table.p_values((1 + (null.mean <= observed[:, None]).sum(1)) / (1 + null.mean.shape[1]), observed)
     split = mean_over_samples(sums["split"])

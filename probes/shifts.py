@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..models.spans import permuted_segments
 from .intervals import widen
+
+__all__ = ["COMPARATORS", "attention_shift", "circular_null", "distance", "permuted_segments"]
 
 COMPARATORS = ("pearson", "spearman", "cosine", "l2", "js")
 
@@ -90,17 +93,3 @@ def circular_null(curve_before: Tensor, curve_after: Tensor, *, comparator: str 
     turns = torch.arange(1, length, device=curve_after.device)[:, None]
     turned = curve_after[..., (torch.arange(length, device=curve_after.device) - turns) % length]
     return distance(curve_before[..., None, :], turned, comparator)
-
-
-def permuted_segments(segments: Tensor, among: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Segments (B, T) with the labels in `among` dealt anew to the positions that have one of them, within each row.
-
-    The masses of such segments are the null for "which text stands before and which after"; counts stay as they are.
-    """
-    new = segments.clone()
-    wanted = torch.isin(segments, torch.tensor(among, device=segments.device))
-    for row, at in zip(new, wanted, strict=True):
-        positions = torch.nonzero(at).flatten()
-        order = torch.randperm(len(positions), generator=generator).to(positions.device)
-        row[positions] = row[positions[order]]
-    return new

@@ -114,14 +114,19 @@ def top_words(table: pd.DataFrame) -> Figure | None:
             values.append(100 * row.mean)
             words.append(_shown(row.word, 14))
     image = np.full((high * n_rows, wide * len(layers), 3), 255, np.uint8)
-    shares = Overlay(image, boxes, values, "% of visual tokens", (0, 1.6 * float(np.nanmax(values))), words)
+    shares = Overlay(image, boxes, values, "% of visual tokens", (0, 1.6 * float(np.nanmax([0.01, *values]))), words)
     return Figure(
         "vocabulary_words",
         "Which words do visual tokens say most?",
         "Each column is a layer, with the words that most visual tokens decode to, the most frequent on top; the darker, the more of them. "
         "Words that come with every picture say nothing about one.",
         "Table of the most frequent top words of visual tokens, a column a layer.",
-        Chart([Panel("", "", "", [shares])], f"n = {int(rows['n'].max()):,} samples", columns=1, height=2.4),
+        Chart(
+            [Panel("Most frequent top words", "layer", "", [shares])],
+            f"n = {int(rows['n'].max()):,} samples; shares without their intervals, which the table has",
+            columns=1,
+            height=2.4,
+        ),
     )
 
 

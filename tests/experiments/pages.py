@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from html.parser import HTMLParser
 
+from chiasm.scenes.render import render
 from chiasm.scenes.sample import Sample
+from chiasm.scenes.world import make_scene, split_seeds
 from PIL import Image
 
 from ..probes.measuring import WORDS, tiny_vlm
 
-__all__ = ["Reading", "framed", "read", "tiny_vlm"]
+__all__ = ["Reading", "framed", "framed_scene", "read", "tiny_vlm"]
 
 
 def framed(i: int) -> Sample:
@@ -19,6 +22,12 @@ def framed(i: int) -> Sample:
     before, after = (" ".join(rng.choice(WORDS) for _ in range(n)) for n in (6 + i % 3, 7 + i % 2))
     color = (37 * i % 256, 91 * i % 256, 13 * i % 256)
     return Sample(f"s{i}", f"{before} <image> {after}", (Image.new("RGB", (40, 32), color),), rng.choice(WORDS))
+
+
+def framed_scene(i: int) -> Sample:
+    """The same with a rendered scene for a picture, and its truth."""
+    sample, scene = framed(i), make_scene(split_seeds("test", 1, i)[0])
+    return replace(sample, images=(render(scene, 32).pil,), truth={"scene": scene})
 
 
 class Reading(HTMLParser):

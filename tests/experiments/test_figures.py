@@ -26,14 +26,14 @@ from chiasm.experiments.options import PROBES
 from chiasm.experiments.page import png_of
 from chiasm.probes.measure import measure
 
-from .pages import framed, tiny_vlm
+from .pages import framed_scene, tiny_vlm
 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
     """Real tables of every built-in probe, on a tiny random model."""
     vlm = tiny_vlm()
-    samples = [framed(i) for i in range(12)]
+    samples = [framed_scene(i) for i in range(12)]
     return measure(vlm, samples, built_in(vlm, samples[0])[0], progress=False).tables
 
 

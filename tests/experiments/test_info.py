@@ -11,16 +11,18 @@ import torch
 import transformers as hf
 from chiasm.experiments.image_tokens import image_tokens
 from chiasm.experiments.info import SITES, info, meta_model, parse_size, read_config, render
+from chiasm.experiments.lenses import built_in
 from chiasm.experiments.memory import site_bytes, trace_memory, weight_memory
-from chiasm.experiments.options import load_probes
 from chiasm.experiments.timing import allocation_peak
 from chiasm.models import open_vlm
 from chiasm.models.anatomy import find_anatomy
+from chiasm.models.trace import expand_sites
 from chiasm.scenes.errors import UserError
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ..models.families import FAMILIES, IMAGE, build
+from .pages import framed_scene, tiny_vlm
 
 CONFIGS = Path(__file__).parent / "configs"
 SIZES = {"llava_next": (64, 64), "llava_onevision": (64, 64)}  # what the tiny inputs were made for; the others 32 x 32
@@ -117,9 +119,11 @@ def test_the_numbers_of_llava_by_hand():
     trace = facts["trace"]["bytes"]
     positions = 8 * 700
     assert facts["trace"]["dtype"] == "float16"
-    assert trace["sites"] == positions * (
-        34 * 4096 * 2 + 32 * 32 * (7 + 2) * 4
-    )  # 7 spans, a picture and its text, fp32
+    masses = (
+        32 * 32 * (7 + 2 + 2 + 1) * 4
+    )  # 7 spans, two of shuffled text, a picture and its text, one query's row, fp32
+    inputs = 32 * (3 * 4096 + 11008) * 2  # of q, k and v; of o; of gate and up; of down
+    assert trace["sites"] == positions * (34 * 4096 * 2 + masses + inputs)
     assert trace["logits"] == positions * 32064 * 2
     assert trace["cache"] == 32 * 2 * positions * 32 * 128 * 2
     assert trace["peak"] == trace["weights"] + trace["sites"] + max(trace["work"], trace["logits"])
@@ -273,5 +277,11 @@ def test_no_picture_at_all():
     assert facts["trace"]["bytes"]["peak"] < info(CONFIGS / "llava-1.5-7b.json")["trace"]["bytes"]["peak"]
 
 
-def test_the_sites_whose_memory_is_computed_are_those_the_probes_read():
-    assert {site for probe in load_probes(None) for site in probe.sites} == set(SITES)
+def test_the_sites_whose_memory_is_computed_are_those_the_lenses_read():
+    vlm = tiny_vlm()
+    probes, _ = built_in(vlm, framed_scene(0))
+    for probe in probes:
+        probe.attach(vlm.anatomy)
+    read = {site for probe in probes for site in expand_sites(vlm.anatomy, probe.sites)}
+    of_the_decoder = {site for site in read if not site.startswith("vision")}
+    assert of_the_decoder == set(expand_sites(vlm.anatomy, SITES))

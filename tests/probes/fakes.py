@@ -89,10 +89,12 @@ def causal_attention(spans: Spans, heads: int, seed: int, sharp: float = 2.0) ->
 
 
 def mass_trace(attentions: dict[int, Tensor], inputs: Inputs) -> Trace:
-    """The trace a model with these attention probabilities would give: attn_mass and, with pictures, attn_images."""
+    """The trace a model with these attention probabilities would give: attn_mass, attn_shuffled and, with pictures, attn_images."""
     tensors, spans = {}, inputs.spans
+    dealt = spans.shuffled_indicators()
     for i, attention in attentions.items():
         tensors[f"blocks.{i}.attn_mass"] = attention @ spans.indicators()[:, None]
+        tensors[f"blocks.{i}.attn_shuffled"] = attention @ dealt[:, None]
         if spans.n_images:
             tensors[f"blocks.{i}.attn_images"] = attention @ spans.image_indicators()[:, None]
     return Trace(tensors, inputs)

@@ -389,7 +389,28 @@ def test_check_4_permuting_heads_or_keys_within_a_segment_changes_nothing(table)
             at = torch.nonzero(labels == label).flatten()
             for x in attention.values():
                 x[b][:, :, at] = x[b][:, :, at.flip(0)]
-    same(table, run([(mass_trace(attention, inputs), inputs)]))
+    found, dealt = run([(mass_trace(attention, inputs), inputs)]), table.quantity == "null_labels"
+    same(
+        table[~dealt].reset_index(drop=True), found[~dealt].reset_index(drop=True)
+    )  # where a label falls matters to the null
+
+
+def test_the_null_of_labels_is_the_shift_of_curves_of_dealt_labels(table):
+    """By hand: one permutation a row, masses summed over the keys that got each label, Pearson over layers."""
+    spans = spans_of(ROWS)
+    attention = torch.stack([causal_attention(spans, HEADS, seed=7 * i) for i in range(LAYERS)])  # (L, B, H, T, T)
+    dealt = spans.shuffled_indicators()
+    text = spans.mask("before"), spans.mask("after", "answer", "generated")
+    for k, own in enumerate(text):
+        assert torch.equal(dealt[..., k].sum(1), own.sum(1).float())  # as many of each as there were
+    assert torch.equal(dealt.sum(-1) > 0, text[0] | text[1]) and not torch.equal(dealt[..., 0] > 0, text[0])
+    queries, shifts = text[1].float() / text[1].sum(1, keepdim=True).clamp(min=1), []
+    for b in range(len(ROWS)):
+        curves = torch.einsum("q,lhqk,ks->sl", queries[b], attention[:, b], dealt[b]) / HEADS
+        shifts.append(attention_shift(curves[:1], curves[1:])[0])
+    (found,) = table[(table.quantity == "null_labels") & (table.queries == "post")].itertuples()
+    assert found.n == len(shifts) > 1
+    assert found.mean == pytest.approx(torch.stack(shifts).double().mean().item(), abs=1e-5)
 
 
 def test_check_5_pearson_is_the_same_under_sums_over_heads_queries_and_division_by_length():
