@@ -255,14 +255,14 @@ def table(rows: list[Row], size: Size) -> Table:
     for name in ("what", "against", "ratio", "middle half", "bar", "", "detail"):
         shown.add_column(name, justify="right" if name in ("ratio", "middle half", "bar") else "left")
     for row in rows:
-        met = "" if size is QUICK else {None: "", True: "[green]met[/]", False: "[red]NOT MET[/]"}[row.met]
+        met = "" if size == QUICK else {None: "", True: "[green]met[/]", False: "[red]NOT MET[/]"}[row.met]
         spread = (
             "" if row.ratio is None or row.ratio.low == row.ratio.high else f"{row.ratio.low:.3f}–{row.ratio.high:.3f}"
         )
         ratio = f"{row.ratio.median:.3f}" if row.ratio else "not run" if row.against else ""
         bar = "" if row.bar is None else f"≤ {row.bar:g}"
         shown.add_row(row.quantity, row.against, ratio, spread, bar, met, row.detail)
-    if size is QUICK:
+    if size == QUICK:
         shown.caption = "--quick: sizes too small for the ratios to mean anything"
     return shown
 

@@ -31,7 +31,7 @@ def rows(size: Size) -> Iterator[Row]:
     """Fit and codes of both on the same states; the objectives are of what each returns."""
     from sklearn.decomposition import DictionaryLearning
 
-    n = STATES if size is FULL else STATES // 50
+    n = STATES if size == FULL else STATES // 50
     Z = planted_states(n, WIDTH, CONCEPTS)
     numbers, reached = Z.numpy(), {}
 

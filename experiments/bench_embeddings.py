@@ -25,7 +25,7 @@ def rows(size: Size) -> Iterator[Row]:
 
     scikit-learn has the same folds and grid: in each fold `RidgeCV` chooses on the three others, and is scored on the fold.
     """
-    pictures = 200 if size is FULL else 16
+    pictures = 200 if size == FULL else 16
     states, targets = planted(pictures)
     batches = [slice(start, start + 8) for start in range(0, pictures, 8)]
     scores: dict[str, Tensor] = {}
@@ -41,7 +41,7 @@ def rows(size: Size) -> Iterator[Row]:
         return step
 
     steps = {"ours": streaming, "theirs": stored(inner_folds), "loo": stored(None)}
-    found = interleave(steps, min(size.scene_rounds, 3) if size is FULL else 1, warm=0)
+    found = interleave(steps, min(size.scene_rounds, 3) if size == FULL else 1, warm=0)
     what, detail = (
         f"ridge, {LAYERS} layers, {len(ALPHAS)} penalties, {pictures} pictures: ",
         f"{found.milliseconds('ours'):.0f} ms",

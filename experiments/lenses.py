@@ -50,7 +50,10 @@ def _outliers(vlm, sample):
     from ..models.patch_scores import score_kinds
     from ..probes.outlier_overlap import OutlierOverlap
 
-    return OutlierOverlap() if score_kinds(vlm.anatomy) else "no patch of this model's tower can be scored"
+    # How far the kinds of score agree is left to the experiment: in a pass of all lenses it would cost as much as all the rest.
+    return (
+        OutlierOverlap(agreement=False) if score_kinds(vlm.anatomy) else "no patch of this model's tower can be scored"
+    )
 
 
 def _embeddings(vlm, sample):
@@ -101,7 +104,7 @@ LENSES: dict[str, Lens] = {
         "Vision encoders pile attention on a few patches. Does the decoder look at the same ones? Overlap of the encoder's outliers with the "
         "decoder's attention, against chance and against another picture's outliers (the question of DAMRO, arXiv 2410.04514).",
         _outliers,
-        outliers.FIGURES,
+        (outliers.by_layer, outliers.by_head),
         outliers.cards,
         outliers.claims,
     ),

@@ -45,7 +45,7 @@ REASONS = (
 class AttentionShift(Probe):
     """Attention mass on the text before the picture, the picture and the text after it, by layer, and the shift between.
 
-    Source: Lu et al., "Wings" (NeurIPS 2024, arXiv 2406.03496). The mass of a segment is the sum over its keys, meaned over
+    Source: Zhang et al., "Wings" (NeurIPS 2024, arXiv 2406.03496). The mass of a segment is the sum over its keys, meaned over
     queries and heads; a curve is that mass by layer; the shift is 1 - correlation of the curves of "before" and "after".
 
     The table has one row a value. Columns (empty where they do not apply):
