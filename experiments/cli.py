@@ -107,9 +107,19 @@ def run(
         Path | None,
         typer.Option(help="What `chiasm organism grow` wrote, to include its growth series.", metavar="FOLDER"),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="embeddings: a vision model (folder or hub id) whose embedding is the target.", metavar="MODEL"
+        ),
+    ] = None,
+    word: Annotated[
+        str | None, typer.Option(help="concepts: the word whose predicting states are read.", metavar="WORD")
+    ] = None,
 ) -> None:
     """Run an experiment that comes with chiasm and write its tables and figures."""
     from importlib import import_module
+    from inspect import signature
 
     for name, value in (("--limit", limit), ("--questions", questions), ("--batch-size", batch_size)):
         if value is not None and value < 1:
@@ -118,8 +128,13 @@ def run(
         known = "; ".join(f"{name} ({asks})" for name, asks in EXPERIMENTS.items())
         raise UserError(f"experiment {experiment!r} is not known: use {known}")
     module = import_module(f".{experiment}", __package__)
+    asked = {"questions": questions, "teacher": teacher, "word": word}
+    more = {name: value for name, value in asked.items() if value is not None}
+    takes = signature(module.run).parameters
+    for name in more:
+        if name not in takes:
+            raise UserError(f"--{name} is not an option of experiment {experiment!r}: leave it out")
     samples = None if data == "scenes" else o.open_samples(data, limit=limit, seed=seed, read=read)
-    more = {} if questions is None else {"questions": questions}
     path = module.run(
         model, samples, device=device, dtype=dtype, limit=limit, seed=seed, root=out, batch_size=batch_size, growth=growth, **more
     )  # fmt: skip

@@ -544,3 +544,16 @@ def test_as_a_process_it_exits_with_2_and_one_line(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_option_of_another_experiment_is_refused(refused):
+    line = refused("run", "alignment", "--word", "tree")
+    assert "--word" in line and "'alignment'" in line
+
+
+def test_a_word_that_never_occurs_and_a_teacher_that_is_not_there(refused, tmp_path):
+    line = refused("run", "concepts", "--word", "zebra", "--limit", "24")
+    assert "zebra" in line
+    line = refused("run", "embeddings", "--teacher", tmp_path / "none", "--limit", "8")
+    assert "none" in line
+    assert all(folder.name.endswith(".partial") for folder in tmp_path.glob("runs/*/*"))  # what was begun says so
