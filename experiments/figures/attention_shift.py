@@ -133,10 +133,10 @@ CHOICES = (
 def shift(table: pd.DataFrame) -> Figure | None:
     """The shift with one choice changed at a time, the text-only contrast, and the null of turned curves."""
     names, marks, used = [], [], []
-    null = pick(table, quantity="null_circular", run="vlm", queries="post")
-    shown = [(name, _shift(table, **where)) for name, where in CHOICES] + [
-        ("null: one curve turned", null[null["mean"].astype(float).notna()])
-    ]
+    shown = [(name, _shift(table, **where)) for name, where in CHOICES]
+    for name, quantity in (("null: one curve turned", "null_circular"), ("null: labels dealt anew", "null_labels")):
+        null = pick(table, quantity=quantity, run="vlm", queries="post")
+        shown.append((name, null[null["mean"].astype(float).notna()]))
     for name, rows in reversed(shown):
         if rows.empty:
             continue
@@ -165,11 +165,11 @@ def shift(table: pd.DataFrame) -> Figure | None:
         "shift",
         "How large is the shift, and against what?",
         "The black point is the default; each blue one changes a single choice (the published measure takes all queries), and the orange one is the same texts without their pictures. "
-        "Read it against the grey triangles, where one curve is turned by some blocks: a shift that is not below them says nothing about the two curves.",
+        "Read it against the grey triangles, where one curve is turned by some blocks, or words before and behind the picture trade places: a shift that differs from neither says nothing about the two texts.",
         "Dot chart of the attention shift under several choices of measure, on texts without pictures, and of its null, with 95 % intervals.",
         Chart(
             [panel],
-            f"{count}; whiskers: {LEVEL}; triangles: mean of each turn; few blocks make any correlation coarse",
+            f"{count}; whiskers: {LEVEL}; triangles: means of the nulls; few blocks make any correlation coarse",
             columns=1,
             height=0.9 + 0.27 * len(names),
         ),
