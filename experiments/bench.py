@@ -287,8 +287,7 @@ def main(
 
 
 if __name__ == "__main__":
-    from .bench import (
-        main as run,
-    )  # under its own name, so that `Size` and `FULL` exist once for the files of the parts
+    # Under its own name, so that `Size` and `FULL` exist once, for the parts in files of their own as well.
+    from .bench import main as run
 
     typer.run(run)
