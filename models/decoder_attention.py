@@ -30,11 +30,10 @@ class DecoderReader:
             parts["attn_images"] = spans.image_indicators()
         self.widths = {kind: part.shape[-1] for kind, part in parts.items()}
         self.columns = torch.cat(list(parts.values()), -1)
-        # a key that is generated is of that label, and stands behind the picture whatever the labels dealt
-        self.generated = torch.zeros(self.columns.shape[-1])
-        self.generated[
-            [Spans.names.index("generated"), *([len(Spans.names) + 1] if "attn_shuffled" in parts else [])]
-        ] = 1
+        self.later = torch.zeros(self.columns.shape[-1])  # what a key that is decoded later belongs to
+        self.later[Spans.names.index("generated")] = 1
+        if "attn_shuffled" in parts:
+            self.later[len(Spans.names) + 1] = 1  # behind the picture
         self.queries = spans.predicting() if kinds & {"attn_rows", "cross_rows"} else None
 
     def see(self, call: Call) -> None:
@@ -79,8 +78,8 @@ class DecoderReader:
         return groups.repeat_interleave(batch // groups.shape[0], 0) if batch != groups.shape[0] else groups
 
     def _longer(self, groups: Tensor, length: int) -> Tensor:
-        """groups (B, T, G) with generated keys appended up to this length."""
-        new = self.generated.to(groups).expand(groups.shape[0], length - groups.shape[1], -1)
+        """groups (B, T, G) with keys decoded later appended up to this length."""
+        new = self.later.to(groups).expand(groups.shape[0], length - groups.shape[1], -1)
         return torch.cat([groups, new], 1)
 
     def _tiles(self, key: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from chiasm.scenes.errors import UserError
 from .families import TEXT, batch, build
 
 MASS = ["blocks.*.attn_mass"]
+TEXT_SPANS = [Spans.names.index(name) for name in ("before", "after", "answer", "generated")]
 
 
 def test_sdpa_returns_no_attentions_without_an_error_but_masses_are_there():
@@ -149,6 +150,43 @@ def test_soft_capped_attention_is_measured_with_its_cap():
     for layer, probabilities in enumerate(attentions):
         expected = probabilities @ inputs.spans.indicators()[:, None]
         torch.testing.assert_close(trace[f"blocks.{layer}.attn_mass"], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_shuffled_masses_are_eager_attention_summed_over_the_labels_dealt(side):
+    model, joined, _ = batch("llava", side)
+    vlm = open_vlm(model=model)
+    inputs = vlm.from_tensors(**joined)
+    trace = vlm.trace(inputs, [*MASS, "blocks.*.attn_shuffled"])
+    dealt = inputs.spans.shuffled_indicators()
+    assert not torch.equal(dealt[..., 0], inputs.spans.mask("before").float())
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = model(**joined, output_attentions=True).attentions
+    for layer, probabilities in enumerate(attentions):
+        mine, mass = trace[f"blocks.{layer}.attn_shuffled"], trace[f"blocks.{layer}.attn_mass"]
+        for b, t in torch.nonzero(inputs.spans.real).tolist():
+            keys = [torch.nonzero(dealt[b, :, k]).flatten() for k in (0, 1)]
+            expected = torch.stack([probabilities[b, :, t, at].sum(-1) for at in keys], -1)
+            torch.testing.assert_close(mine[b, :, t], expected, atol=1e-5, rtol=0)
+        assert (mine.transpose(1, 2)[~inputs.spans.real] == 0).all()
+        torch.testing.assert_close(mine.sum(-1), mass[..., TEXT_SPANS].sum(-1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}])
+def test_decoding_keeps_the_labels_dealt_and_puts_what_is_decoded_behind(options):
+    model, tensors = build("llava")
+    vlm = open_vlm(model=model)
+    inputs, sites = vlm.from_tensors(**tensors), [*MASS, "blocks.*.attn_shuffled"]
+    plain = vlm.trace(inputs, sites)
+    _, trace = vlm.trace_generation(inputs, sites, max_new_tokens=4, min_new_tokens=4, **options)
+    for layer in trace.layers("attn_shuffled"):
+        mine, mass = trace[f"blocks.{layer}.attn_shuffled"], trace[f"blocks.{layer}.attn_mass"]
+        prompt = plain[f"blocks.{layer}.attn_shuffled"]
+        assert mine.shape[2] == prompt.shape[2] + 3
+        torch.testing.assert_close(mine[:, :, :-3], prompt, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine.sum(-1), mass[..., TEXT_SPANS].sum(-1), atol=1e-6, rtol=0)
+        assert (mine[..., 1] >= mass[..., Spans.names.index("generated")] - 1e-6).all()
 
 
 def test_half_precision_masses_are_summed_in_single():
