@@ -30,7 +30,8 @@ def site_names(anatomy: Anatomy) -> list[str]:
     `projector`, `embed` (B, T, D: input of block 0, so with the family's embedding scale and learned positions),
     `blocks.i.attn_out`, `blocks.i.mlp_out`, `blocks.i.resid_post` (B, T, D), `blocks.i.attn_mass` (B, H, T, S: columns are
     Spans.names), `blocks.i.attn_shuffled` (B, H, T, 2: mass on the text before the picture and on the text behind it, these
-    labels dealt anew among the text of each row, see `Spans.shuffled_indicators`; keys decoded later are behind), `blocks.i.attn_images` (B, H, T, 2K: for every picture its mass and that of the text after it),
+    labels dealt anew among the text of each row, see `Spans.shuffled_indicators`; keys decoded later are behind),
+    `blocks.i.attn_images` (B, H, T, 2K: for every picture its mass and that of the text after it),
     `blocks.i.attn_rows` (B, H, Q, T: attention of the Q queries of `Spans.predicting`), `blocks.i.cross_mass` (B, H, T,
     tiles: Mllama's cross-attention layers, whose keys are the patches) and `blocks.i.cross_rows` (B, H, Q, keys), `final`
     (B, T, D: after the final norm), `logits` (B, T, V).

@@ -53,9 +53,10 @@ class AttentionShift(Probe):
     - quantity: "mass" (curves); "uniform" (what uniform causal attention would give: the place of a segment alone);
       "head_mass" (by head); "shift"; "null_circular" (pearson, one curve turned by `draw` layers; mean over samples);
       "null_labels" (pearson; which text token is before and which behind the picture dealt anew within each sample, one draw a
-      sample: what any two sets of text tokens share); "shift_split" (several pictures: before and after picture number `image`, from 0); "difference" (shift with the
-      picture less shift of the same text without) and "distance" (1 - rho of a segment's curve with and without the
-      picture), both with `text_only`; "undefined" (`n` eligible samples whose curve has no variance); "skipped" (`n`
+      sample: what any two sets of text tokens share; samples whose spans have the same lengths get the same draw, so where
+      most do, the interval leaves out how much draws differ); "shift_split" (several pictures: before and after picture
+      number `image`, from 0); "difference" (shift with the picture less shift of the same text without) and
+      "distance" (1 - rho of a segment's curve with and without the picture), both with `text_only`; "undefined" (`n` eligible samples whose curve has no variance); "skipped" (`n`
       samples without a shift, `reason`); "left_out" (layers that take no part, `kind`, `reason`).
     - run: "vlm", or "text" (the same texts without pictures) for mass and shift.
     - version: "raw"; "without_sink" (first position dropped as a key, rows renormalised); "without_image" (mass / (1 - mass

@@ -131,7 +131,7 @@ CHOICES = (
 
 
 def shift(table: pd.DataFrame) -> Figure | None:
-    """The shift with one choice changed at a time, the text-only contrast, and the null of turned curves."""
+    """The shift with one choice changed at a time, the text-only contrast, and the nulls of turned curves and of dealt labels."""
     names, marks, used = [], [], []
     shown = [(name, _shift(table, **where)) for name, where in CHOICES]
     for name, quantity in (("null: one curve turned", "null_circular"), ("null: labels dealt anew", "null_labels")):
@@ -166,7 +166,7 @@ def shift(table: pd.DataFrame) -> Figure | None:
         "How large is the shift, and against what?",
         "The black point is the default; each blue one changes a single choice (the published measure takes all queries), and the orange one is the same texts without their pictures. "
         "Read it against the grey triangles, where one curve is turned by some blocks, or words before and behind the picture trade places: a shift that differs from neither says nothing about the two texts.",
-        "Dot chart of the attention shift under several choices of measure, on texts without pictures, and of its null, with 95 % intervals.",
+        "Dot chart of the attention shift under several choices of measure, on texts without pictures, and of its two nulls, with 95 % intervals.",
         Chart(
             [panel],
             f"{count}; whiskers: {LEVEL}; triangles: means of the nulls; few blocks make any correlation coarse",
