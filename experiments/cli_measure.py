@@ -59,7 +59,7 @@ def measure(
     samples = o.open_samples(
         config["data"], limit=config["limit"], seed=config["seed"], read=config["read"], frame="long"
     )
-    probes = chosen(config["probe"], vlm, first_good(samples))
+    probes = chosen(config["probe"], vlm, *first_good(samples, limit=config["limit"]))
     how = {name: config[name] for name in ("limit", "seed", "batch_size", "checkpoint_every", "strict")}
     if resume is not None and begun.finished:
         result, path = measure(vlm, samples, probes, run=begun, **how), begun.path

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from ..models.anatomy import Anatomy, first
+from ..models.decoder_attention import MASSES
 from ..models.spans import Spans
 from ..models.trace import expand_sites, linear_sites
 from .image_tokens import ImageTokens
 
-MASSES = ("attn_mass", "attn_shuffled", "attn_images", "cross_mass")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -102,7 +102,9 @@ def trace_memory(
         weights=total * size,
         sites=kept - (logits if "logits" in names else 0),
         logits=logits,
-        work=_work(anatomy, batch, length, images, picture, size, any(name.endswith(MASSES) for name in names)),
+        work=_work(
+            anatomy, batch, length, images, picture, size, any(name.endswith((*MASSES, "cross_mass")) for name in names)
+        ),
         cache=_cache(anatomy, batch, length, images, picture) * size,
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..probes.measure import Measurement, measure
 from ..scenes.errors import UserError
-from ..scenes.sample import BadSample, Sample
+from ..scenes.sample import Sample
 from .examples import examples
 from .figures import Drawn, draw
 from .lenses import LENSES, built_in, figures_of
@@ -56,7 +56,8 @@ def report(
     began = time.monotonic()
     vlm = _open(model, device, dtype)
     samples, described = _samples(data, limit, seed)
-    instruments, left_out = built_in(vlm, first_good(samples))
+    first = first_good(samples, EXAMPLES, limit)
+    instruments, left_out = built_in(vlm, *first[:1])
     known = {probe.name for probe in instruments}
     for one in probes or ():
         one = load_probe(one) if isinstance(one, str) else one
@@ -85,7 +86,7 @@ def report(
             seed=seed,
         )
         sections = [_section(probe, result, run) for probe in instruments]
-        shown = examples(vlm, _first_good(samples, limit))
+        shown = examples(vlm, first)
         studies = _studies(vlm, seed, limit, out, device, dtype)
         page = _page(
             vlm,
@@ -128,12 +129,6 @@ def _samples(data, limit: int | None, seed: int):
         data = list(islice(data, limit))
     called = getattr(data, "called", None)
     return data, called() if called else type(data).__name__
-
-
-def _first_good(samples: Iterable, limit: int | None) -> list[Sample]:
-    """The first few samples that could be read."""
-    good = (sample for sample in islice(samples, limit) if not isinstance(sample, BadSample))
-    return list(islice(good, EXAMPLES))
 
 
 def _section(probe, result: Measurement, run: Run) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -31,9 +32,10 @@ class Study:
     tables: dict[str, pd.DataFrame]
 
 
-def first_good(samples: Iterable) -> Sample | None:
-    """The first sample that could be read."""
-    return next((sample for sample in samples if not isinstance(sample, BadSample)), None)
+def first_good(samples: Iterable, n: int = 1, limit: int | None = None) -> list[Sample]:
+    """The first `n` samples that could be read, among the first `limit` items of the data."""
+    good = (sample for sample in islice(samples, limit) if not isinstance(sample, BadSample))
+    return list(islice(good, n))
 
 
 def framed_scenes(n: int, seed: int = 0) -> SceneData:

@@ -1,4 +1,5 @@
-"""What is read of the decoder's attention: mass by span (also with text labels shuffled), by picture and by tile, and the rows of chosen queries."""
+"""What is read of the decoder's attention: mass by span (text labels as they are, and shuffled), by picture and by tile, and
+the rows of chosen queries."""
 
 from __future__ import annotations
 
