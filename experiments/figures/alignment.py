@@ -63,7 +63,7 @@ def growth(scores: pd.DataFrame, skill: pd.DataFrame) -> Figure:
     grown = all(step == step for step in steps)
     x = steps if grown else list(range(len(order)))
     ticks = None if grown else (x, order)
-    label = "training step (projector, then projector and decoder)" if grown else "model"
+    label = "training step" if grown else "model"
     lines = []
     for variant, name, look in VARIANTS:
         rows = pick(scores, variant=variant, score="ima_same_layer").set_index("stage").loc[order]
