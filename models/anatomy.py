@@ -135,6 +135,11 @@ class Anatomy:
         return self.model.get_submodule(self.layout.blocks)
 
     @cached_property
+    def decoder(self) -> nn.Module:
+        """The module that holds the blocks: it is handed embeddings, mask and cache, and hands the blocks on to the norm."""
+        return self.model.get_submodule(self.layout.blocks.rpartition(".")[0])
+
+    @cached_property
     def vision_blocks(self) -> list[nn.Module]:
         """The vision tower's layers in order (Mllama: local layers, then global ones)."""
         return [block for path in self.layout.vision_blocks for block in self.model.get_submodule(path)]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -143,14 +144,30 @@ def attention_mass(
     return masses[0] if len(masses) == 1 else torch.cat(masses, -1)
 
 
+class Editor(Protocol):
+    """Who changes attention: has the function that attends, and may call it otherwise than the model would have."""
+
+    def attend(self, attend: Callable, module: nn.Module, query, key, value, mask, **options) -> tuple: ...
+
+
+_editors: ContextVar[tuple[Editor, ...]] = ContextVar("chiasm_attention_editors", default=())
+
+
+def is_read() -> bool:
+    """Whether somebody reads this thread's attention: an editor that makes weights of its own must then return them."""
+    return bool(_readers.get())
+
+
 def _wrap(name: str) -> Callable:
-    """The attention function `name` with reading; the argument names are those transformers passes by keyword."""
+    """The attention function `name` with editing and reading; the argument names are those transformers passes by keyword."""
 
     def read_attention(module, query, key, value, attention_mask, **kwargs):
-        attend = original(name, module)
+        attend = plain = original(name, module)
+        for editor in _editors.get():  # the last one is outermost: it changes what the others have made
+            attend = partial(editor.attend, attend)
         out, weights = attend(module, query, key, value, attention_mask, **kwargs)
         for reader in _readers.get():
-            reader.see(Call(module, query, key, attention_mask, attend, kwargs, weights))
+            reader.see(Call(module, query, key, attention_mask, plain, kwargs, weights))
         return out, weights
 
     return read_attention
@@ -184,21 +201,42 @@ def decoder_config(model: PreTrainedModel):
 
 @contextmanager
 def reading_attention(config, reader: Reader) -> Iterator[None]:
-    """While open, `reader` is shown every attention call this thread makes in the tower with this config.
+    """While open, `reader` is shown every attention call this thread makes in the tower with this config."""
+    with _routing(config), _among(_readers, reader):
+        yield
+
+
+@contextmanager
+def editing_attention(config, editor: Editor) -> Iterator[None]:
+    """While open, this thread's attention calls in the tower with this config go through `editor.attend`."""
+    with _routing(config), _among(_editors, editor):
+        yield
+
+
+@contextmanager
+def _among(holders: ContextVar[tuple], holder) -> Iterator[None]:
+    token = holders.set((*holders.get(), holder))
+    try:
+        yield
+    finally:
+        holders.reset(token)
+
+
+@contextmanager
+def _routing(config) -> Iterator[None]:
+    """While open, the tower with this config attends through the wrapper.
 
     The whole tower at once (a single layer switched would be handed another layer's mask), and by the config attribute
-    that every layer reads, which costs nothing per batch. Several threads may read; the last one restores.
+    that every layer reads, which costs nothing per batch. Several threads may be inside; the last one restores.
     """
     with _lock:
         entry = _routed.setdefault(id(config), [config, config._attn_implementation, 0])
         if entry[2] == 0:
             config._attn_implementation = _register(entry[1])
         entry[2] += 1
-    token = _readers.set((*_readers.get(), reader))
     try:
         yield
     finally:
-        _readers.reset(token)
         with _lock:
             entry[2] -= 1
             if entry[2] == 0:

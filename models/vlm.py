@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..scenes.errors import UserError
 from .anatomy import Anatomy, find_anatomy
 from .inputs import Inputs, Writer, tensors_to_inputs
+from .passes import telling
 from .trace import Recorder, Trace
 
 
@@ -116,7 +119,8 @@ class VLM:
         if not pictures and self.anatomy.layout.unembed.startswith("language_model."):  # BLIP insists on pixels
             model = self.anatomy.model.language_model
         try:
-            return model(**inputs.tensors, **options)
+            with telling(inputs.spans):
+                return model(**inputs.tensors, **options)
         except ValueError as error:
             if "do not match" not in str(error):
                 raise
@@ -133,13 +137,47 @@ class VLM:
     def generate_ids(self, inputs: Inputs, **options) -> Tensor:
         """Ids of the new tokens only, (B * num_return_sequences, new)."""
         options = {"max_new_tokens": 64, "do_sample": False} | options
-        with torch.no_grad():
+        with torch.no_grad(), telling(inputs.spans):
             out = self.model.generate(**inputs.tensors, **options)
         out = getattr(out, "sequences", out)
         prompt = inputs.tensors["input_ids"]
         n, repeats = prompt.shape[1], len(out) // len(prompt)
         echoed = out.shape[1] > n and torch.equal(out[:, :n], prompt.repeat_interleave(repeats, 0).to(out.device))
         return out[:, n:] if echoed else out  # families that generate from embeddings return new tokens only
+
+    def stream(self, inputs: Inputs, **options) -> Iterator[str]:
+        """The answer to a batch of one, piece by piece as it is generated; options as in `generate`, without beams.
+
+        Generation runs in a thread of its own, under the caller's context: what is steered or recorded where the iteration
+        begins is steered and recorded there. An iteration that is given up ends the generation at its next token.
+        """
+        from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+        if len(inputs) != 1:
+            raise UserError(f"{len(inputs)} prompts cannot be streamed at once: give a batch of one")
+        if options.get("num_beams", 1) != 1:
+            raise UserError(f"num_beams={options['num_beams']}: beams cannot be streamed (num_beams=1)")
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        given_up, failed = threading.Event(), []
+        stop = StoppingCriteriaList([*options.pop("stopping_criteria", ()), lambda ids, *_, **__: _all(ids, given_up)])
+
+        def run() -> None:
+            try:
+                self.generate_ids(inputs, streamer=streamer, stopping_criteria=stop, **options)
+            except BaseException as error:  # told to the caller below; a thread would only print it
+                failed.append(error)
+            finally:
+                streamer.end()
+
+        thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            given_up.set()
+            thread.join()
+        if failed:
+            raise failed[0]
 
     def trace_generation(self, inputs: Inputs, sites: Sequence[str], **options) -> tuple[Tensor, Trace]:
         """Generates with a cache and reads every step: new ids, and a trace over the prompt and all steps but the last
@@ -185,3 +223,7 @@ class VLM:
         from .views import transformer_lens_view
 
         return transformer_lens_view(self)
+
+
+def _all(ids: Tensor, event: threading.Event) -> Tensor:
+    return torch.full((len(ids),), event.is_set(), device=ids.device)

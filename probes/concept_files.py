@@ -1,4 +1,4 @@
-"""Dictionaries and shifts on disk: NAME.safetensors with the tensors, NAME.json with the card. Never pickle."""
+"""Dictionaries, shifts and directions on disk: NAME.safetensors with the tensors, NAME.json with the card. Never pickle."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def save_dictionary(path: str | Path, dictionary: Dictionary, card: Mapping[str,
     hash, site, words, n (as `Concepts.card` has them)."""
     tensors = {"atoms": dictionary.atoms, "codes": dictionary.codes, "mean": dictionary.mean}
     own = {"method": dictionary.method, "penalty": dictionary.penalty, "seed": dictionary.seed, "k": dictionary.k}
-    return _save(path, "dictionary", tensors, {**card, **own, "objective": list(dictionary.objective)})
+    return save_pair(path, "dictionary", tensors, {**card, **own, "objective": list(dictionary.objective)})
 
 
 def load_dictionary(path: str | Path) -> tuple[Dictionary, dict[str, Any]]:
     """The dictionary and its card. Raises UserError, one line, for files that are missing, damaged or something else."""
-    tensors, card = _load(path, "dictionary", ("atoms", "codes", "mean"))
+    tensors, card = load_pair(path, "dictionary", ("atoms", "codes", "mean"))
     dictionary = Dictionary(
         card["method"], **tensors, penalty=card["penalty"], seed=card["seed"], objective=tuple(card["objective"])
     )
@@ -39,16 +39,17 @@ def load_dictionary(path: str | Path) -> tuple[Dictionary, dict[str, Any]]:
 
 def save_shift(path: str | Path, shift: ConceptShift, card: Mapping[str, Any]) -> Path:
     """As `save_dictionary`. card: as there, of both models."""
-    return _save(path, "shift", shift._asdict(), dict(card))
+    return save_pair(path, "shift", shift._asdict(), dict(card))
 
 
 def load_shift(path: str | Path) -> tuple[ConceptShift, dict[str, Any]]:
     """The shift and its card. Raises as `load_dictionary`."""
-    tensors, card = _load(path, "shift", ConceptShift._fields)
+    tensors, card = load_pair(path, "shift", ConceptShift._fields)
     return ConceptShift(**tensors), card
 
 
-def _save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], card: dict[str, Any]) -> Path:
+def save_pair(path: str | Path, kind: str, tensors: Mapping[str, Tensor], card: dict[str, Any]) -> Path:
+    """Writes `path`.safetensors and `path`.json, each whole or not at all; returns the latter."""
     # The card is written last and knows the hash of the tensors: a pair of which one file is old is told from a whole one.
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     told = {**card, "kind": kind, "format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
@@ -58,7 +59,8 @@ def _save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], card: dict
     return _file(path, ".json")
 
 
-def _load(path: str | Path, kind: str, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_pair(path: str | Path, kind: str, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of these names and the card of a pair of this kind; UserError, one line, where they are not to be had."""
     try:
         card = json.loads(_file(path, ".json").read_text(encoding="utf-8"))
         content = _file(path, ".safetensors").read_bytes()
