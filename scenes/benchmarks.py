@@ -67,6 +67,9 @@ def pope_questions(
     and half. truth: scene, label ("yes", "no"), object, sampling, typical (whether the object suits the place).
     Source: Li et al. 2023 (arXiv 2305.10355), section 4.
     """
+    # Not the published builder (`pope_builder`), which counts over the pictures it asks about, since it knows nothing of what
+    # a model was trained on. Here the training world is known, so its own counts say what a model would expect; a scene with
+    # one or two categories counts too, and the wording is the world's.
     if sampling not in SAMPLINGS:
         raise UserError(f"sampling is one of {', '.join(SAMPLINGS)}, got {sampling!r}")
     if frame not in FRAMES:

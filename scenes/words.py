@@ -45,9 +45,14 @@ def words_of(*templates: str) -> set[str]:
     return {word for template in templates for word in template.split() if not re.fullmatch(r"\{\w+\}", word)}
 
 
+_SAID_AS_CONSONANT = re.compile(r"uni(?![nmd])|us[aeu]|ut[ei]|eu|ewe|one\b|once\b|ukulele", re.IGNORECASE)
+_SAID_AS_VOWEL = re.compile(r"[aeiou]|hour|hono|honest|heir", re.IGNORECASE)
+
+
 def with_article(phrase: str) -> str:
-    """`a` or `an` before a phrase, as its first letter asks."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    """`a` or `an` before a phrase, as its first sound asks: an apple, an hourglass, a unicycle."""
+    vowel = _SAID_AS_VOWEL.match(phrase) and not _SAID_AS_CONSONANT.match(phrase)
+    return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def counted(category: str, count: int) -> str:

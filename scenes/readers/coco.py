@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .reader import (
     columns,
     existing_file,
     file_content,
+    json_document,
     locate,
     short,
     text,
@@ -54,12 +54,7 @@ class Coco(Reader):
     @cached_property
     def _file(self) -> dict[str, Any]:
         """The file, its annotations by picture: {"images": [...], "annotations": {image id: [...]}, "categories": {id: name}}."""
-        try:
-            loaded = json.loads(self.path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{self.called()} cannot be read ({error.strerror}): correct its permissions") from None
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            raise UserError(f"{self.called()} is not JSON ({error}): download it again") from None
+        loaded = json_document(self.path, self.called())
         if not isinstance(loaded, dict) or not all(isinstance(loaded.get(k), list) for k in ("images", "annotations")):
             has = columns(loaded) if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
             raise UserError(
@@ -113,26 +108,39 @@ class Coco(Reader):
         file_name = text(listed, "file_name", required=True)
         if kind == "captions":
             captions = tuple(text(annotation, "caption", required=True).strip() for annotation in annotations)
-            picture = self.picture(self._place(file_name))
+            pictures = self.looked_at(self._place(file_name))
             answer = captions[0] if captions else None
-            return Sample(name, self.prompt, (picture,), answer, {"image_id": listed["id"], "captions": captions})
+            return Sample(name, self.prompt, pictures, answer, {"image_id": listed["id"], "captions": captions})
         objects = tuple(self._object(annotation) for annotation in annotations)
-        picture = self.picture(self._place(file_name))
-        size = (listed.get("width", picture.width), listed.get("height", picture.height))
-        if picture.size != size:
-            raise ItemError(
-                f"picture {file_name!r} is {picture.width} × {picture.height} pixels but listed as {size[0]} × {size[1]}, so its "
-                "boxes would lie elsewhere: use the pictures the file was made for",
-                malformed=False,
-            )
+        pictures = self.looked_at(self._place(file_name))
+        for picture in pictures:
+            size = (listed.get("width", picture.width), listed.get("height", picture.height))
+            if picture.size != size:
+                raise ItemError(
+                    f"picture {file_name!r} is {picture.width} × {picture.height} pixels but listed as {size[0]} × {size[1]}, "
+                    "so its boxes would lie elsewhere: use the pictures the file was made for",
+                    malformed=False,
+                )
         categories = tuple(dict.fromkeys(thing["category"] for thing in objects))
         return Sample(
             name,
             self.prompt,
-            (picture,),
+            pictures,
             None,
             {"image_id": listed["id"], "objects": objects, "categories": categories},
         )
+
+    def object_lists(self) -> Iterator[dict[str, Any]]:
+        """{"image": file name, "objects": names in the order of the annotations} of every picture listed, none of them
+        opened: what `build_pope` takes. Raises UserError for an entry that cannot be read."""
+        for number, listed in enumerate(self._file["images"]):
+            try:
+                if not isinstance(listed, dict):
+                    raise ItemError(f"is {short(listed)}, must be an object with 'id' and 'file_name': correct it")
+                objects = [self._object(a)["category"] for a in self._file["annotations"].get(listed.get("id"), [])]
+                yield {"image": text(listed, "file_name", required=True), "objects": objects}
+            except ItemError as error:
+                raise UserError(f"{self.called()} images[{number}]: {error}") from None
 
     def _object(self, annotation: dict[str, Any]) -> dict[str, Any]:
         known = self._file["categories"]

@@ -14,10 +14,13 @@ from ..errors import UserError
 from ..pictures import SUFFIXES
 from ..sample import BadSample, Sample
 from . import hub
+from .amber import Amber, data_folder
 from .coco import Coco
+from .hallusion import HallusionBench
 from .hugging_face import HuggingFaceData
 from .image_folder import ImageFolder
 from .json_lines import JsonLines
+from .mme import TASKS, Mme, question_files
 from .pope import PopeQuestions
 from .reader import Reader
 from .scene_data import SceneData
@@ -27,6 +30,9 @@ FORMATS: dict[str, type[Reader]] = {
     "jsonl": JsonLines,
     "pope": PopeQuestions,
     "coco": Coco,
+    "amber": Amber,
+    "mme": Mme,
+    "hallusion": HallusionBench,
     "hf": HuggingFaceData,
     "scenes": SceneData,
 }
@@ -34,7 +40,7 @@ FORMATS: dict[str, type[Reader]] = {
 
 LOOKED_FOR = (
     "a folder of pictures, a JSON Lines file, a POPE question file, a COCO instances or captions file, "
-    "a Hugging Face data set (saved folder, parquet, id on the Hub), or scenes:KIND"
+    "the AMBER folder, the MME folder, HallusionBench.json, a Hugging Face data set (saved folder, parquet, id on the Hub), or scenes:KIND"
 )
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the files of `datasets`' own imagefolder layout
@@ -56,7 +62,7 @@ def open_data(spec: str | Path, *, format: str | None = None, **options: Any) ->
     format = format or recognise(spec)
     kind = FORMATS[format]
     options = {name: value for name, value in options.items() if value is not None}
-    known = [field.name for field in fields(kind) if field.name not in ("path", "source")]
+    known = [field.name for field in fields(kind) if field.name not in ("path", "source", "look")]
     if unknown := [name for name in options if name not in known]:
         raise UserError(
             f"option {unknown[0]!r} does not go with {spec!r}, read as {format}: allowed are {', '.join(known)}"
@@ -97,6 +103,10 @@ def recognise(spec: str) -> str:
 def _recognise_folder(path: Path) -> str:
     if hub.is_saved(path) or any((path / name).is_file() for name in _METADATA):
         return "hf"
+    if (data_folder(path) / "annotations.json").is_file() and (data_folder(path) / "query").is_dir():
+        return "amber"
+    if any(question_files(path / task) for task in TASKS):
+        return "mme"
     pictures = False
     for folder, folders, files in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -114,6 +124,7 @@ def _recognise_file(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             first = next((line for line in iter(lambda: stream.readline(_HEAD), b"") if line.strip()), b"").strip()
+            head = first + stream.read(_HEAD)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): correct its permissions") from None
     try:
@@ -124,6 +135,8 @@ def _recognise_file(path: Path) -> str:
         if "images" in record and "annotations" in record:
             return "coco"
         return "pope" if "question_id" in record and "prompt" not in record else "jsonl"
+    if first.startswith(b"[") and all(field in head for field in (b'"visual_input"', b'"gt_answer"')):
+        return "hallusion"
     if path.suffix.lower() in (".jsonl", ".ndjson") or first.startswith(b"["):
         return "jsonl"  # of a list that reader says what to do with it
     if path.suffix.lower() == ".json" and first.startswith(b"{"):

@@ -86,7 +86,7 @@ class LineReader(Reader):
                 f"'image' is {short(remote)}, pictures are read from files only: download it and give its path"
             )
         folders = (Path(self.images),) if self.images is not None else self.usual_folders()
-        return tuple(self.picture(locate(path, folders)) for path in paths)
+        return self.looked_at(*(locate(path, folders) for path in paths))
 
 
 @dataclass(frozen=True)

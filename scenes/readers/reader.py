@@ -22,7 +22,7 @@ DEFAULT_PROMPT = "Describe the image."
 PROBE = 20
 """When the first so many items are all malformed (or all items of a shorter source), the source itself is refused."""
 
-PLACES = ("path", "source", "images")
+PLACES = ("path", "source", "images", "look")
 """Options that say where the data lie and not what they are; they do not enter the fingerprint."""
 
 
@@ -52,9 +52,12 @@ class Reader(ABC):
     that is missing, empty or malformed as a whole. The fields are the options.
 
     max_pixels: larger pictures are refused (see `chiasm.scenes.pictures`).
+    look: False reads questions and truth only. Samples then have no pictures, and these need not be on this machine: for
+    scoring answers that were made elsewhere.
     """
 
     max_pixels: int = MAX_PIXELS
+    look: bool = True
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
@@ -125,6 +128,10 @@ class Reader(ABC):
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
 
+    def looked_at(self, *paths: Path) -> tuple[Image.Image, ...]:
+        """The pictures at these paths, as `picture` opens them; none when this reader does not look."""
+        return tuple(self.picture(path) for path in paths) if self.look else ()
+
     def picture(self, path: Path) -> Image.Image:
         """The picture at a path; ItemError when there is no such file, UserError when it cannot be used."""
         try:
@@ -136,6 +143,16 @@ class Reader(ABC):
                 f"picture {str(path)!r} does not exist: correct the path, or say where the pictures are with images="
             )
         return open_picture(path, max_pixels=self.max_pixels)
+
+
+def json_document(path: Path, called: str) -> Any:
+    """What a JSON file holds. Raises UserError, one line, for a file that cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{called} cannot be read ({error.strerror}): correct its permissions") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f"{called} is not JSON ({error}): download it again") from None
 
 
 def existing_file(path: str | Path) -> Path:
