@@ -345,9 +345,13 @@ def test_changed_rows_alone_are_steered(organism):
     inputs = organism.prepare([None] * 2, ["is there a cat ?"] * 2)
     v, site = vector(organism), "blocks.1.resid_post"
     plain = organism.trace(inputs, [site])[site]
-    with steer(organism, AddDirection(v, layer=1)), organism.recording(inputs, [site]) as recorder, torch.no_grad():
-        with telling(inputs.spans, torch.tensor([True, False])):
-            organism.model(**inputs.tensors)
+    with (
+        steer(organism, AddDirection(v, layer=1)),
+        organism.recording(inputs, [site]) as recorder,
+        telling(inputs.spans, torch.tensor([True, False])),
+        torch.no_grad(),
+    ):
+        organism.model(**inputs.tensors)
     moved = (recorder.trace()[site] - plain).abs().sum(-1) > 1e-3
     assert moved[0].all() and not moved[1].any()
 

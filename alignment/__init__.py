@@ -1,0 +1,1 @@
+"""What is changed by training: preference pairs, tuning, learners, distillation."""
