@@ -184,7 +184,7 @@ def test_every_option_of_generate_works_under_steering(organism):
 
 def test_streaming_gives_the_steered_answer_piece_by_piece(organism):
     inputs = organism.prepare([None], ["is there a cat ?"])
-    change = AddDirection(vector(organism) * 3, layer=1)
+    change = AddDirection(vector(organism) * 40, layer=1)
     plain = organism.generate(inputs, max_new_tokens=5)[0]
     with steer(organism, change):
         whole = organism.generate(inputs, max_new_tokens=5)[0]
