@@ -14,6 +14,7 @@ from ..models.anatomy import Anatomy
 from ..models.passes import telling
 from ..models.spans import Spans
 from ..scenes.errors import UserError
+from .branch_memory import carry_joined, carry_repeated
 
 CROSS = ("cross_attention_mask", "full_text_row_masked_out_mask")
 """What Mllama's decoder is told, token by token, of the pictures that its cross-attention layers may read."""
@@ -57,6 +58,7 @@ class Branch:
 
         for layer in self.cache.layers:
             _each_tensor(layer, rows)
+        carry_repeated(self.cache, rows)
         return replace(
             self, mask=rows(self.mask), positions=rows(self.positions, -2), logits=rows(self.logits),
             spans=Spans(**{f.name: rows(getattr(self.spans, f.name)) for f in fields(Spans)}),
@@ -81,6 +83,7 @@ def join(first: Branch, second: Branch) -> Branch:
     cache.layers = first.cache.layers
     for i, (a, b) in enumerate(zip(first.cache.layers, second.cache.layers, strict=True)):
         _join_layer(a, b, crossed=first.anatomy.attention_kinds[i] == "cross")
+    carry_joined(cache, first.cache, second.cache, (first.mask.shape[1], second.mask.shape[1]))
     cross = {}
     for name, value in first.cross.items():
         other = second.cross.get(name)
@@ -132,13 +135,18 @@ def _each_tensor(layer, change: Callable[[Tensor], Tensor]) -> None:
             states[key] = None if value is None else change(value)
 
 
-def check_cache(cache: Cache) -> None:
-    """Caches can be joined if they grow: UserError for others."""
+def check_cache(cache: Cache, length: int) -> None:
+    """Caches can be joined if they grow and hold all positions of the prompt: UserError for others."""
     for layer in cache.layers:
         if not isinstance(layer, DynamicLayer | LinearAttentionCacheLayerMixin) or "Quantized" in type(layer).__name__:
             raise UserError(
                 f"a cache of {type(layer).__name__} cannot be shared by two branches: leave out cache_implementation"
             )
+    if (held := int(cache.get_seq_length())) != length:
+        raise UserError(
+            f"the cache holds {held} of {length} positions of the prompt: an intervention that takes positions out of it "
+            "cannot be contrasted"
+        )
 
 
 def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 from ..models.inputs import Inputs
 from ..models.vlm import VLM
 from ..scenes.errors import UserError
-from .branches import Branch, check_cache, join
+from .branches import join
 from .negatives import Negative
-from .prefill import Capture, Prefill
+from .prefill import check_inputs, reading
 from .schedules import Schedule
 from .steer import steer
 
@@ -161,14 +160,14 @@ class ContrastDecoder:
         logits, scores = [], []
         while True:
             positive, negative = torch.cat([branch.logits for branch in branches]).to(ids.device).chunk(2)
-            contrasted = self._contrasted(positive, negative, ids.shape[1] - start + 1)
-            chosen = processors(ids, contrasted(self.beta))
+            scored = self.contrasted(positive, negative, ids.shape[1] - start + 1)
+            chosen = processors(ids, scored(self.beta))
             # a mask can leave nothing but what the options forbid (the end before min_new_tokens): then of all tokens
             empty = (chosen == -torch.inf).all(-1, keepdim=True)
             if empty.any():
-                chosen = torch.where(empty, processors(ids, contrasted(None)), chosen)
+                chosen = torch.where(empty, processors(ids, scored(None)), chosen)
             if config.output_logits:
-                logits.append(contrasted(self.beta))
+                logits.append(scored(self.beta))
             if config.output_scores:
                 scores.append(chosen)
             tokens = sample(chosen, generators) if config.do_sample else chosen.argmax(-1)
@@ -188,89 +187,11 @@ class ContrastDecoder:
             sequences=ids[:, start:], scores=tuple(scores) or None, logits=tuple(logits) or None
         )
 
-    def _contrasted(self, positive: Tensor, negative: Tensor, t: int):
+    def contrasted(self, positive: Tensor, negative: Tensor, t: int):
         """The scores of token t as a function of beta. The image placeholder is never an answer: it would ask for a picture."""
         positive, negative = (_without_placeholder(self.vlm, logits) for logits in (positive, negative))
         alpha = self.alpha(t, positive) if callable(self.alpha) else self.alpha
         return lambda beta: contrast(positive, negative, alpha=alpha, beta=beta)
-
-
-class ContrastProcessor(LogitsProcessor):
-    """The contrast as a logits processor for plain `generate`: `vlm.generate(inputs, logits_processor=[processor])`.
-
-    For code that owns the call of `generate`. It reads the prompt a second time and runs the negative branch in a pass of its
-    own a token, so it costs what `ContrastDecoder` saves. transformers runs it behind penalties and before temperature, top-k
-    and top-p. One batch, whose inputs it was made with; a generation begun again starts afresh, `reset` also frees the cache.
-    Raises UserError for beams and several answers a prompt, whose rows cannot be told apart here.
-    """
-
-    def __init__(
-        self, vlm: VLM, negative: Negative, inputs: Inputs, *, alpha: float | Schedule = 1.0, beta: float | None = 0.1
-    ):
-        check_inputs(inputs)
-        self.decoder, self.inputs = ContrastDecoder(vlm, negative, alpha=alpha, beta=beta), inputs
-        self.begins: int | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets the generation that is under way."""
-        self.branch: Branch | None = None
-        self.seen: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if len(input_ids) != len(self.inputs):
-            raise UserError(
-                f"{len(input_ids)} rows for {len(self.inputs)} prompts: the contrast cannot follow beams or several answers a "
-                "prompt here (num_beams=1; ContrastDecoder takes num_return_sequences)"
-            )
-        length = input_ids.shape[1]
-        if self.seen is None or length == self.begins:
-            self.begins, self.branch = length, self._start()
-        elif length == self.seen.shape[1] + 1 and torch.equal(input_ids[:, :-1], self.seen):
-            self.branch.step(input_ids[:, -1])
-        else:
-            raise UserError(
-                "the tokens do not follow those of the last call: reset() the processor before another generation"
-            )
-        self.seen = input_ids.clone()
-        decoder = self.decoder
-        return decoder._contrasted(scores, self.branch.logits, length - self.begins + 1)(decoder.beta)
-
-    def _start(self) -> Branch:
-        decoder, made = self.decoder, []
-        with reading(decoder.vlm, self.inputs, decoder.sites) as prompt:
-
-            def grab(model, input_ids, *, logits_processor, stopping_criteria, generation_config, **given):
-                made.append(decoder.negative.branch(prompt(model, input_ids, given)))
-                return input_ids
-
-            decoder.vlm.generate_ids(self.inputs, custom_generate=grab, max_new_tokens=1)
-        return made[0]
-
-
-@contextmanager
-def reading(vlm: VLM, inputs: Inputs, sites: Sequence[str]):
-    """While open, yields what reads the prompt inside `generate`: (model, ids, what it was given) -> `Prefill`."""
-    with ExitStack() as stack:
-        seen = stack.enter_context(Capture(vlm.anatomy)())
-        recorder = stack.enter_context(vlm.recording(inputs, sites)) if sites else None
-
-        def prompt(model, input_ids: Tensor, given: dict, *, steered: bool = False) -> Prefill:
-            given = given | {"use_cache": True}
-            model(**model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **given), return_dict=True)
-            stack.close()  # what follows is not of the prompt
-            check_cache(seen.decoder["past_key_values"])
-            return Prefill(vlm, inputs, seen, recorder and recorder.trace(inputs), steered)
-
-        yield prompt
-
-
-def check_inputs(inputs: Inputs) -> None:
-    """UserError for a batch that cannot be contrasted: without a picture, with padding behind the prompt."""
-    if not any(name.startswith("pixel") for name in inputs.tensors):
-        raise UserError("there is no picture in this batch, so nothing to contrast: use vlm.generate")
-    if not inputs.tensors["attention_mask"][:, -1].all():
-        raise UserError("prompts must be left-padded to be decoded, these have padding behind them: use vlm.prepare")
 
 
 def check_mode(config) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..models.inputs import Inputs
 from ..models.passes import telling
 from ..models.trace import Trace
-from .branches import CROSS, Branch, left_padded, new_cache, read, spans_at
+from ..models.vlm import VLM
+from ..scenes.errors import UserError
+from .branches import CROSS, Branch, check_cache, left_padded, new_cache, read, spans_at
 
 _capturing: ContextVar[tuple[Capture, ...]] = ContextVar("chiasm_capturing", default=())
 
@@ -206,3 +208,28 @@ class Prefill:
 def _masked(mask: Tensor, hidden: Tensor) -> Tensor:
     """The mask, boolean (true is seen) or additive, with more hidden."""
     return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+
+
+@contextmanager
+def reading(vlm: VLM, inputs: Inputs, sites: Sequence[str]):
+    """While open, yields what reads the prompt inside `generate`: (model, ids, what it was given) -> `Prefill`."""
+    with ExitStack() as stack:
+        seen = stack.enter_context(Capture(vlm.anatomy)())
+        recorder = stack.enter_context(vlm.recording(inputs, sites)) if sites else None
+
+        def prompt(model, input_ids: Tensor, given: dict, *, steered: bool = False) -> Prefill:
+            given = given | {"use_cache": True}
+            model(**model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **given), return_dict=True)
+            stack.close()  # what follows is not of the prompt
+            check_cache(seen.decoder["past_key_values"], inputs.tensors["input_ids"].shape[1])
+            return Prefill(vlm, inputs, seen, recorder and recorder.trace(inputs), steered)
+
+        yield prompt
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """UserError for a batch that cannot be contrasted: without a picture, with padding behind the prompt."""
+    if not any(name.startswith("pixel") for name in inputs.tensors):
+        raise UserError("there is no picture in this batch, so nothing to contrast: use vlm.generate")
+    if not inputs.tensors["attention_mask"][:, -1].all():
+        raise UserError("prompts must be left-padded to be decoded, these have padding behind them: use vlm.prepare")
