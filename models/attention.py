@@ -153,9 +153,22 @@ class Editor(Protocol):
 _editors: ContextVar[tuple[Editor, ...]] = ContextVar("chiasm_attention_editors", default=())
 
 
+_wanted: ContextVar[bool] = ContextVar("chiasm_weights_wanted", default=False)
+
+
 def is_read() -> bool:
     """Whether somebody reads this thread's attention: an editor that makes weights of its own must then return them."""
-    return bool(_readers.get())
+    return bool(_readers.get()) or _wanted.get()
+
+
+@contextmanager
+def wanting_weights() -> Iterator[None]:
+    """While open, editors return the weights they used, as for a reader: one editor asks another one so."""
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 def _wrap(name: str) -> Callable:

@@ -1,7 +1,9 @@
 """What is changed at inference: directions, skipping, pruning, attention, and contrast decoding."""
 
+from .attention import VisualAttentionBoost
 from .directions import Direction
 from .residual import AblateDirection, AddDirection, AffineAblate, NormPreservingAdd, Rotate, When
+from .sinks import SinkRedistribution
 from .steer import steer
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "Direction",
     "NormPreservingAdd",
     "Rotate",
+    "SinkRedistribution",
+    "VisualAttentionBoost",
     "When",
     "steer",
 ]
