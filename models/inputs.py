@@ -81,7 +81,7 @@ class Writer:
                 f"{len(images)} lists of images, {len(prompts)} prompts, {len(answers)} answers: give one per sample"
             )
         texts = [self._write(p, len(pictures), a) for p, pictures, a in zip(prompts, images, answers, strict=True)]
-        encoded = self._encode([text.full for text in texts], [list(pictures) for pictures in images])
+        encoded = self.encode([text.full for text in texts], [list(pictures) for pictures in images])
         tensors = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
         tensors.pop("labels", None)  # PaliGemma's processor makes some; with them the model would compute a loss
         tensors["attention_mask"] = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
@@ -100,6 +100,10 @@ class Writer:
             # type 0 is a prefix read in both directions: an answer left in it would let its words see each other
             tensors["token_type_ids"] = spans.mask("answer").to(tensors["token_type_ids"])
         return Inputs(tensors, spans)
+
+    def write(self, prompt: str, n_images: int, answer: str | None = None) -> str:
+        """The text of one sample as the model's template writes it, up to the answer's last word where there is one."""
+        return self._write(prompt, n_images, answer).full
 
     # -- writing the prompt --------------------------------------------------------------------------------------------
 
@@ -164,7 +168,8 @@ class Writer:
 
     # -- tokens --------------------------------------------------------------------------------------------------------
 
-    def _encode(self, texts: list[str], images: list[list[Image.Image]]):
+    def encode(self, texts: list[str], images: list[list[Image.Image]]):
+        """The processor's output, left-padded, of texts as the model's template writes them; one list of pictures a text."""
         flat = [picture for pictures in images for picture in pictures]
         nested = self.anatomy.layout.grid in ("tiles", "cross") or self.anatomy.family in ("idefics2", "gemma3")
         bos = self.tokenizer.bos_token
