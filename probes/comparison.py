@@ -54,7 +54,7 @@ def comparison(
             raise UserError(
                 f"{method!r} has {len(tally.counts)} answers, {name!r} has {len(tallies[0].counts)}: compare them on the same items"
             )
-    metrics, shares, width = tallies[0].metrics, tallies[0].shares, tallies[0].counts.shape[1]
+    metrics, width = tallies[0].metrics, tallies[0].counts.shape[1]
     sums = sums_by_image(
         np.concatenate([tally.counts for tally in tallies], 1), images
     )  # together: the same draws for all
@@ -64,15 +64,10 @@ def comparison(
             drawn.setdefault(what, []).append(values)
     parted = sums.reshape(len(sums), len(systems), width)
     whole = metrics(parted.sum(0))
-    alone = len(sums) == len(tallies[0].counts)
-    tests = [{what: {} for what in whole}]
-    for i, tally in enumerate(tallies[1:], 1):
-        found = sign_flip_p(parted[:, i], parted[:, 0], metrics, draws=draws, seed=seed)
-        exact = {what: mcnemar_p(tallies[0].counts[:, c], tally.counts[:, c]) for what, c in shares.items()}
-        tests.append({
-            what: {"p": exact[what] if alone and what in exact else p, "p_mcnemar": exact.get(what, np.nan)}
-            for what, p in found.items()
-        })  # fmt: skip
+    tests = [
+        {},
+        *(_tests(tallies[0], tallies[i], parted[:, 0], parted[:, i], draws, seed) for i in range(1, len(tallies))),
+    ]
     rows = []
     for i, method in enumerate(systems):
         for what, means in whole.items():
@@ -85,10 +80,20 @@ def comparison(
                 row["difference"] = means[i] - means[0]
                 row["difference_low"], row["difference_high"] = percentile_interval(difference, len(sums))
                 row["detectable"] = smallest_effect(difference.std()) if difference.any() else np.nan
-            rows.append(row | tests[i][what])
+            rows.append(row | tests[i].get(what, {}))
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table["p_holm"] = table.groupby("metric")["p"].transform(holm)
     return table
+
+
+def _tests(plain: Tally, changed: Tally, a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> dict[str, dict]:
+    """{metric: {"p", "p_mcnemar"}} of two systems, from their items and from their sums by image, a and b."""
+    exact = {what: mcnemar_p(plain.counts[:, c], changed.counts[:, c]) for what, c in plain.shares.items()}
+    flipped = sign_flip_p(b, a, plain.metrics, draws=draws, seed=seed)
+    best = (
+        flipped | exact if len(a) == len(plain.counts) else flipped
+    )  # with an image each, the same test without drawing
+    return {what: {"p": p, "p_mcnemar": exact.get(what, np.nan)} for what, p in best.items()}
 
 
 def mcnemar_p(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ average, for `comparison` of several systems on the same items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ def pope_metrics(
 
 def pope_tally(answers: Sequence[str], labels: Sequence[str], *, rule: str = "default") -> Tally:
     """What `pope_metrics` counts of each answer."""
-    said, truth = _said(answers, labels, rule)
+    said, truth = _said(answers, labels, _by(rule))
     yes, wanted = said == "yes", truth == "yes"
     counts = np.column_stack([np.ones(len(said)), said == truth, yes & wanted, yes, wanted, said == UNPARSED])
     return Tally(counts.astype(float), _pope, {"accuracy": 1, "yes_ratio": 3, "unparsed_rate": 5})
@@ -172,7 +172,7 @@ def mme_images(n: int) -> np.ndarray:
 
 def mme_tally(answers: Sequence[str], labels: Sequence[str], *, images: Sequence | None = None) -> Tally:
     """What `mme_metrics` counts of each answer; give the same images to what uses it."""
-    said, truth = _said(answers, labels, "mme")
+    said, truth = _said(answers, labels, lambda answer, label: parse_mme(answer))
     right = said == truth
     all_right, first = _groups(mme_images(len(said)) if images is None else images, right)
     counts = np.column_stack([np.ones(len(said)), right, all_right, first, said == UNPARSED]).astype(float)
@@ -208,7 +208,7 @@ def hallusion_tally(
     answers: Sequence[str], labels: Sequence[str], *, images: Sequence, pairs: Sequence, rule: str = "default"
 ) -> Tally:
     """What `hallusion_metrics` counts of each answer; its units are `hallusion_sets`."""
-    said, truth = _said(answers, labels, rule)
+    said, truth = _said(answers, labels, _by(rule))
     right = said == truth
     figures = _groups(images, right, "images")
     questions = _groups(pairs, right, "pairs")
@@ -237,18 +237,21 @@ def _hallusion(s: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _said(answers: Sequence[str], labels: Sequence[str], rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) what each answer says by a rule of `parse_yes_no` or by "mme"; (n,) what is true."""
+def _said(
+    answers: Sequence[str], labels: Sequence[str], parse: Callable[[str, str], str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) what each answer says, given the answer and its label; (n,) what is true."""
     if len(answers) != len(labels):
         raise UserError(
             f"{len(answers)} answers, {len(labels)} labels: give the label of each answer, in the same order"
         )
     truth = [check_label(label) for label in labels]
-    said = [
-        parse_mme(answer) if rule == "mme" else parse_yes_no(answer, rule=rule, label=label)
-        for answer, label in zip(answers, truth, strict=True)
-    ]
+    said = [parse(answer, label) for answer, label in zip(answers, truth, strict=True)]
     return np.array(said, dtype=object), np.array(truth, dtype=object)
+
+
+def _by(rule: str) -> Callable[[str, str], str]:
+    return lambda answer, label: parse_yes_no(answer, rule=rule, label=label)
 
 
 def _groups(names: Sequence, right: np.ndarray, what: str = "images") -> tuple[np.ndarray, np.ndarray]:

@@ -108,6 +108,13 @@ def probability_metrics(
     if logits.ndim != 2 or len(logits) != len(labels):
         raise UserError(f"logits are (answers, vocabulary), got {tuple(logits.shape)} for {len(labels)} labels")
     both = yes_no_probabilities(logits, tokenizer).double().cpu().numpy()
+    return metrics_of_probabilities(both, labels, images=images, bins=bins)
+
+
+def metrics_of_probabilities(
+    both: np.ndarray, labels: Sequence[str], *, images: Sequence | None = None, bins: int = BINS
+) -> dict[str, dict[str, float]]:
+    """`probability_metrics` of (B, 2) probabilities of yes and of no."""
     truth = np.array([check_label(label) == "yes" for label in labels])
     mass = both.sum(1)
     p = ratio(both[:, 0], mass)
