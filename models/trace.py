@@ -117,6 +117,11 @@ class Trace:
         return [int(m[1]) for name in self.tensors if (m := re.fullmatch(rf"blocks\.(\d+)\.{what}", name))]
 
 
+def sites_read() -> set[str]:
+    """The sites that the recorders of this thread, which are open now, read."""
+    return {site for recorder in _recording.get() for site in recorder.sites}
+
+
 class Recorder:
     """Reads sites during the forward passes this thread makes; several passes (decoding) are joined along the queries."""
 

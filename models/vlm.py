@@ -119,7 +119,7 @@ class VLM:
         if not pictures and self.anatomy.layout.unembed.startswith("language_model."):  # BLIP insists on pixels
             model = self.anatomy.model.language_model
         try:
-            with telling(inputs.spans):
+            with telling(inputs.spans, tensors=inputs.tensors):
                 return model(**inputs.tensors, **options)
         except ValueError as error:
             if "do not match" not in str(error):
@@ -137,7 +137,7 @@ class VLM:
     def generate_ids(self, inputs: Inputs, **options) -> Tensor:
         """Ids of the new tokens only, (B * num_return_sequences, new)."""
         options = {"max_new_tokens": 64, "do_sample": False} | options
-        with torch.no_grad(), telling(inputs.spans):
+        with torch.no_grad(), telling(inputs.spans, tensors=inputs.tensors):
             out = self.model.generate(**inputs.tensors, **options)
         out = getattr(out, "sequences", out)
         prompt = inputs.tensors["input_ids"]

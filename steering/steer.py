@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,12 +27,14 @@ class Edit:
     after(output, where) -> output, of the module's first output tensor. before(args, kwargs, where) -> (args, kwargs).
     attend(attend, where, module, query, key, value, mask, **options) -> (output, weights), of an attention module: in place of
     the function that attends, which it is given; where `attention.is_read()` it must return the weights it used.
+    during() -> a context that is open as long as the steering is: for what has to be read before the decoder begins.
     """
 
     module: nn.Module
     after: Callable[[Tensor, Where], Tensor] | None = None
     before: Callable[[tuple, dict, Where], tuple[tuple, dict]] | None = None
     attend: Callable[..., tuple] | None = None
+    during: Callable[[], AbstractContextManager] | None = None
 
 
 class Intervention(Protocol):
@@ -58,6 +60,8 @@ def steer(vlm, *interventions: Intervention) -> Iterator[None]:
     """
     session = Session(vlm, [edit for one in interventions for edit in one.edits(vlm)])
     with ExitStack() as stack:
+        for open_context in session.during:
+            stack.enter_context(open_context())
         for module, kind in session.places():
             stack.enter_context(_hooked(module, kind))
         stack.enter_context(_watched(vlm))
@@ -72,9 +76,10 @@ class Session:
     """The edits of one `steer`, by module."""
 
     def __init__(self, vlm, edits: Sequence[Edit]):
-        self.model = vlm.anatomy.model
+        self.decoder = vlm.anatomy.decoder
         self.around: dict[tuple[int, str], list[Callable]] = {}
         self.attention: dict[int, list[Callable]] = {}
+        self.during = [edit.during for edit in edits if edit.during is not None]
         self._modules = {id(edit.module): edit.module for edit in edits}
         for edit in edits:
             for kind in ("before", "after"):
@@ -84,7 +89,9 @@ class Session:
                 self.attention.setdefault(id(edit.module), []).append(edit.attend)
 
     def places(self) -> list[tuple[nn.Module, str]]:
-        return [(self._modules[key], kind) for key, kind in self.around]
+        """What has to be hooked; the decoder's own input is changed by the hook that tells its passes apart, after it."""
+        own = (id(self.decoder), "before")
+        return [(self._modules[key], kind) for key, kind in self.around if (key, kind) != own]
 
     def attend(self, attend, module, query, key, value, mask, **options):
         """As an `attention.Editor`: this session's changes of attention, the first one innermost."""
@@ -166,9 +173,9 @@ def _watched(vlm) -> Iterator[None]:
     anatomy = vlm.anatomy
     markers = marker_ids(vlm.writer.tokenizer if vlm.writer else None, anatomy)
 
-    def begin(_module, args, kwargs):
+    def begin(module, args, kwargs):
         if not _active.get():
-            return
+            return None
         states = kwargs.get("inputs_embeds")
         states = kwargs["input_ids"] if states is None else states
         cache = kwargs.get("past_key_values")
@@ -180,6 +187,7 @@ def _watched(vlm) -> Iterator[None]:
         now = told()
         changed = now.changed if now is not None else memory["changed"]
         _pass.set(Where(memory["spans"], start, states.shape[1], len(states), changed, memory))
+        return _before(module, args, kwargs)
 
     with ExitStack() as stack:
         stack.enter_context(_counted(anatomy.model, "ids", _see_ids))

@@ -37,6 +37,8 @@ class Where:
     """One forward pass of the decoder. spans: of the prompt, rows as in this pass, None where nobody knows it. start:
     positions before this pass, the cache's; length: positions of this pass. changed: (B,) rows to act on, None for all.
     memory: of the generation this pass is part of, kept from its prompt on; interventions use themselves as keys.
+    places: (B, n) which of its positions are left at this point of the pass, in order, where interventions took others out
+    (-1: nothing, rows that lost more are filled up in front). held: what interventions keep for this pass alone.
     """
 
     spans: Spans | None
@@ -45,6 +47,8 @@ class Where:
     batch: int
     changed: Tensor | None = None
     memory: dict[Any, Any] = field(default_factory=dict)
+    places: Tensor | None = None
+    held: dict[Any, Any] = field(default_factory=dict)
     _masks: dict[Any, Tensor] = field(default_factory=dict)
 
     @property
@@ -53,13 +57,17 @@ class Where:
         return self.start == 0
 
     def mask(self, positions: Positions, device=None) -> Tensor:
-        """(B, length) bool on `device`: the positions of this pass on which to act. Padding is never among them."""
-        if (positions, device) not in self._masks:
+        """(B, length) bool on `device`: the positions of this pass on which to act, of those left where some were taken
+        out. Padding is never among them."""
+        key = (positions, device, None if self.places is None else id(self.places))
+        if key not in self._masks:
             mask = self._mask(positions)
             if self.changed is not None:
                 mask = mask & self.changed.to(mask.device)[:, None]
-            self._masks[positions, device] = mask.to(device) if device is not None else mask
-        return self._masks[positions, device]
+            if self.places is not None:
+                mask = mask.gather(1, self.places.clamp(min=0).to(mask.device)) & (self.places >= 0).to(mask.device)
+            self._masks[key] = mask.to(device) if device is not None else mask
+        return self._masks[key]
 
     def _mask(self, positions: Positions) -> Tensor:
         if self.spans is None:

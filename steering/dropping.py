@@ -1,0 +1,353 @@
+"""Taking positions of the prompt out of the decoder from a block on: by slicing them away, or by hiding their columns.
+
+Both give the other positions the same states. "slice" saves the compute: blocks run on fewer rows and their caches are
+shorter; before the final norm the rows are put back, those taken out as they were when they left, so that logits keep their
+shape. "mask" keeps every site's shape, so that every lens can look: from the rows that go on the columns are hidden, and the
+rows taken out go on among themselves. Sliding windows count the positions that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..models.attention import PREFIX, decoder_config
+from ..models.trace import sites_read
+from ..scenes.errors import UserError
+from .steer import Edit
+from .where import Where
+
+MODES = ("slice", "mask")
+_DROPS = "drops"
+
+Which = Callable[[Where], Tensor | None]
+"""Which positions (B, T) of a prompt are taken out, asked once at the decoder's input; None for none."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a block sees of a prompt of T positions. places: (B, n) positions that are there, in order, -1 where a row has
+    fewer than another; seen: (B, n) which of them may be seen; apart: (B, n) rows that are none of the others' business.
+    """
+
+    places: Tensor
+    seen: Tensor
+    apart: Tensor
+    length: int
+
+    @property
+    def sliced(self) -> bool:
+        return self.places.shape[1] < self.length
+
+
+@dataclass(frozen=True)
+class _Drop:
+    first: int
+    gone: Tensor
+    by: str
+
+
+def dropped_at(vlm, first: int, which: Which, *, by: str = "slice", reindex: bool = False) -> list[Edit]:
+    """Edits that take `which` out before block `first`. reindex: the others take the first positions, one after the other;
+    else each keeps its own. Raises UserError for a model whose blocks cannot be run so.
+    """
+    _check(vlm.anatomy, first, by)
+    anatomy = vlm.anatomy
+    if first == anatomy.n_layers:
+        return []
+    attention = next(i for i, kind in enumerate(anatomy.attention_kinds) if kind != "linear")  # counts what was read
+
+    def enter(args: tuple, kwargs: dict, where: Where):
+        if not where.prompt:
+            return args, _later(kwargs, where)
+        gone = which(where)
+        if gone is None or not gone.any():
+            return args, kwargs
+        if by == "slice":
+            _check_unread(first)
+        drops = where.memory.setdefault(_DROPS, [])
+        drops.append(_Drop(first, gone, by))
+        where.held.pop("left", None)
+        where.memory["length"] = where.length
+        read = left_at(where, attention)
+        where.memory["dropped"] = where.length - read.places.shape[1] if read is not None else 0
+        kwargs = _with_positions(kwargs, where, gone if reindex else None)
+        return args, _with_deepstack(kwargs, where, first) if by == "slice" else kwargs
+
+    edits = [Edit(anatomy.decoder, before=enter), Edit(anatomy.norm, before=_leave)]
+    return edits + [_at_block(anatomy, i) for i in range(first, anatomy.n_layers)]
+
+
+def left_at(where: Where, block: int) -> Left | None:
+    """What is left of the prompt at a block; None where nothing was taken out before it."""
+    drops = tuple(i for i, drop in enumerate(where.memory.get(_DROPS, ())) if drop.first <= block)
+    if not drops:
+        return None
+    made = where.memory.setdefault("left", {})
+    if drops not in made:
+        made[drops] = _left(where, [where.memory[_DROPS][i] for i in drops])
+    return made[drops]
+
+
+def _left(where: Where, drops: list[_Drop]) -> Left:
+    none = torch.zeros_like(drops[0].gone)
+    sliced, hidden = none.clone(), none.clone()
+    for drop in drops:
+        sliced, hidden = (sliced | drop.gone, hidden) if drop.by == "slice" else (sliced, hidden | drop.gone)
+    real = where.spans.real.to(none.device)[:, : where.length]
+    real = pad(real, (0, where.length - real.shape[1]), value=True)
+    n = where.length - int(sliced.sum(1).min())
+    places = (~sliced).int().argsort(dim=1, stable=True)[:, where.length - n :]  # what is out comes first
+    there = ~sliced.gather(1, places)
+    seen = (real & ~hidden).gather(1, places) & there
+    return Left(torch.where(there, places, -1), seen, hidden.gather(1, places) | ~there, where.length)
+
+
+# -- the decoder's input -----------------------------------------------------------------------------------------------
+
+
+def _with_positions(kwargs: dict, where: Where, gone: Tensor | None) -> dict:
+    """The positions of a prompt, and in the memory which one comes next."""
+    batch, length = where.batch, where.length
+    ids = kwargs.get("position_ids")
+    device = kwargs["inputs_embeds"].device if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"].device
+    if ids is None:
+        ids = torch.arange(length, device=device)[None]
+    ids = ids.expand(*ids.shape[:-2], batch, length)
+    if gone is not None:
+        real = pad(where.spans.real[:, :length], (0, max(0, length - where.spans.real.shape[1])), value=True).to(device)
+        begin = ids.masked_fill(~real, length).amin(1, keepdim=True)
+        ids = torch.where(real, begin + (real & ~gone.to(device)).long().cumsum(1) - 1, ids).clamp(min=0)
+        kwargs = kwargs | {"position_ids": ids}
+        where.memory["reindexed"] = True
+        if kwargs.get("attention_mask") is None:  # without a mask, positions that do not count on would part sequences
+            kwargs["attention_mask"] = torch.ones(batch, length, dtype=torch.long, device=device)
+    last = ids.amax(-1, keepdim=True)
+    if last.dim() == 3:  # the axes of a rotary embedding go on together; in front of them may stand the text's count
+        last = torch.cat([last[:-3], last[-3:].amax(0, keepdim=True).expand(3, -1, -1)])
+    where.memory["next"] = last + 1
+    return kwargs
+
+
+def _later(kwargs: dict, where: Where) -> dict:
+    """Positions of a step that is decoded: models count them by a cache, which may be shorter now."""
+    memory = where.memory
+    if _DROPS not in memory:
+        if where.spans is not None and where.start < where.spans.labels.shape[1] and where.mask("image").any():
+            raise UserError(
+                "a prompt read in several passes cannot lose its visual tokens: leave out prefill_chunk_size"
+            )
+        return kwargs
+    if not (memory["dropped"] or memory.get("reindexed")):
+        return kwargs
+    ahead = torch.arange(where.length, device=memory["next"].device) + where.start - memory["length"]
+    return kwargs | {"position_ids": memory["next"] + ahead}
+
+
+def _with_deepstack(kwargs: dict, where: Where, first: int) -> dict:
+    """Qwen3-VL adds features of the picture behind its first blocks: only where there still is a row for them."""
+    levels = kwargs.get("deepstack_visual_embeds")
+    if levels is None:
+        return kwargs
+    if first:
+        return kwargs | {"deepstack_visual_embeds": levels[:first]}
+    visual, levels = where.held.setdefault("deepstack", (kwargs["visual_pos_masks"], levels))
+    left = left_at(where, 0)
+    there, at = (left.places >= 0).to(visual.device), left.places.clamp(min=0).to(visual.device)
+    still = visual.gather(1, at) & there
+    number = (visual.flatten().long().cumsum(0) - 1).view_as(visual).gather(1, at)[still]
+    kept = kwargs["deepstack_visual_embeds"]  # an exit may have cut the list before
+    return kwargs | {"visual_pos_masks": still, "deepstack_visual_embeds": [x[number] for x in levels[: len(kept)]]}
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def _at_block(anatomy, block: int) -> Edit:
+    window = getattr(anatomy.attention(block), "sliding_window", None)
+    linear = anatomy.attention_kinds[block] == "linear"
+
+    def before(args: tuple, kwargs: dict, where: Where):
+        left = left_at(where, block)
+        if left is None or where.held.get("block") == block:
+            return args, kwargs
+        where.held["block"] = block  # of several interventions the first one acts for all
+        states = args[0] if args else kwargs["hidden_states"]
+        if not where.prompt:
+            mask = (
+                kwargs.get("attention_mask")
+                if linear
+                else _step_mask(anatomy, left, where, states, kwargs, block, window)
+            )
+            return args, kwargs | {"attention_mask": mask}
+        if left.sliced and where.places is not left.places:
+            where.held["full"] = full = _put_back(where, states)
+            where.places = left.places
+            states = _rows(full, left.places)
+        new = _once(where, ("mask", block if linear else "", id(kwargs.get("attention_mask")), id(left)), lambda: _prompt_mask(
+            kwargs.get("attention_mask"), left, states, flat=linear or _flash(anatomy)
+        ))  # fmt: skip
+        kwargs = kwargs | {"attention_mask": new}
+        if left.sliced:
+            kwargs |= {name: _once(where, (name, id(value), id(left)), lambda v=value, n=name: _sliced(n, v, left))
+                       for name, value in kwargs.items() if name != "attention_mask"}  # fmt: skip
+        return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+    return Edit(anatomy.blocks[block], before=before)
+
+
+def _once(where: Where, key, make: Callable):
+    """What all blocks share is made once a pass."""
+    if key not in where.held:
+        where.held[key] = make()
+    return where.held[key]
+
+
+def _put_back(where: Where, states: Tensor) -> Tensor:
+    """(B, T, D) the states of all positions: those left as they are now, the others as they were when taken out."""
+    if where.places is None:
+        return states
+    full = where.held["full"].clone()
+    row, at = torch.nonzero(where.places.to(states.device) >= 0, as_tuple=True)
+    full[row, where.places.to(states.device)[row, at]] = states[row, at].to(full.device)
+    return full
+
+
+def _leave(args: tuple, kwargs: dict, where: Where):
+    if where.places is None:
+        return args, kwargs
+    states, where.places = _put_back(where, args[0]), None
+    return (states, *args[1:]), kwargs
+
+
+def _rows(values: Tensor, places: Tensor, dim: int = 1) -> Tensor:
+    """values (B or 1, ..., T at `dim`, ...) at the places of each row."""
+    places = places.clamp(min=0).to(values.device)
+    batch = len(places)
+    values = values.expand(batch, *values.shape[1:])
+    if batch == 1:
+        return values.index_select(dim, places[0])
+    shape = [1] * values.dim()
+    shape[0], shape[dim] = places.shape
+    sizes = list(values.shape)
+    sizes[dim] = places.shape[1]
+    return values.gather(dim, places.view(shape).expand(sizes))
+
+
+def _sliced(name: str, value, left: Left):
+    if name == "position_ids" and isinstance(value, Tensor):
+        axes = [_rows(axis, left.places) for axis in (value if value.dim() == 3 else value[None])]
+        return torch.stack(axes) if value.dim() == 3 else axes[0]
+    if name == "position_embeddings" and value is not None:
+        return tuple(_rows(part, left.places, part.dim() - 2) for part in value)
+    if isinstance(value, Tensor) and value.dim() > 1 and name != "hidden_states":
+        raise UserError(f"this model hands {name} to its blocks, which cannot be sliced: use by='mask'")
+    return value
+
+
+def _prompt_mask(mask: Tensor | None, left: Left, states: Tensor, *, flat: bool) -> Tensor | None:
+    """The mask of a block that reads what is left of a prompt. flat: (B, keys), else (B, 1, queries, keys)."""
+    if mask is None:
+        if bool(left.seen.all()):
+            return None  # causal as before
+        if flat:
+            return left.seen.to(states.device).long()
+        length = left.length
+        mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
+    seen, apart = left.seen.to(mask.device), left.apart.to(mask.device)
+    if mask.dim() == 2:
+        return _rows(mask, left.places) * seen.to(mask.dtype)
+    room = mask.shape[-1] - left.length  # of a static cache, for what comes
+    if room < 0:
+        raise UserError("a static cache shorter than the prompt cannot lose positions: leave out cache_implementation")
+    mask = mask.expand(len(seen), -1, -1, -1)
+    if left.sliced:
+        rows = _rows(mask, left.places, 2)
+        columns = _rows(rows[..., : left.length], left.places, 3)
+        mask = pad(columns, (0, left.length - columns.shape[-1] + room), value=_hidden(mask)) if room else columns
+    hide = pad(~seen, (0, mask.shape[-1] - seen.shape[1]))[:, None, None] & ~apart[:, None, :, None]
+    return mask.masked_fill(hide, _hidden(mask))
+
+
+def _step_mask(
+    anatomy, left: Left, where: Where, states: Tensor, kwargs: dict, block: int, window: int | None
+) -> Tensor | None:
+    """The mask of a step that is decoded, by what the block's own cache holds."""
+    keys, offset = map(int, kwargs["past_key_values"].get_mask_sizes(where.length, block))
+    make = lambda: step_mask(  # noqa: E731
+        left, where.start, where.length, keys, offset, window, states.device, states.dtype, _flash(anatomy)
+    )
+    return _once(where, ("step", id(left), keys, offset, window, states.device), make)
+
+
+def step_mask(left: Left, start, query, keys, offset, window, device, dtype, flat: bool) -> Tensor | None:
+    """Additive (B, 1, query, keys) or, flat, (B, keys) of 0 and 1; None where all is seen. `keys` columns from `offset` on of
+    what is left of the prompt and what came after it; a static cache has room behind."""
+    later = start + query - left.length
+    seen = pad(left.seen.to(device), (0, later), value=True)
+    end = seen.shape[1]
+    column = torch.arange(offset, offset + keys, device=device)
+    row = torch.arange(end - query, end, device=device)[:, None]
+    near = (column <= row) & (column > row - window) if window else column <= row  # (query, keys)
+    seen = pad(seen, (0, max(0, offset + keys - end)))[:, offset : offset + keys]
+    if flat:
+        return None if bool(seen.all()) else seen.long()
+    visible = near[None] & seen[:, None]
+    if bool(visible.all()):
+        return None
+    return torch.zeros(visible.shape, device=device, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _hidden(mask: Tensor):
+    return 0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+
+
+def _flash(anatomy) -> bool:
+    return "flash" in _implementation(anatomy)
+
+
+def _implementation(anatomy) -> str:
+    return str(decoder_config(anatomy.model)._attn_implementation).removeprefix(PREFIX)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def _check(anatomy, first: int, by: str) -> None:
+    if by not in MODES:
+        raise UserError(f"by={by!r} must be one of {', '.join(MODES)}")
+    check_in_sequence(anatomy, "visual tokens")
+    if not anatomy.layout.norm:
+        raise UserError(
+            f"this {anatomy.family} has no final norm before which rows could be put back: it cannot lose any"
+        )
+    if (name := _implementation(anatomy)) not in ("eager", "sdpa") and not (_flash(anatomy) and by == "slice"):
+        remedy = 'by="slice", or ' if _flash(anatomy) else ""
+        raise UserError(f'attention {name!r} takes no mask of its own: use {remedy}attn_implementation="sdpa"')
+    linear = [i for i in range(first, anatomy.n_layers) if anatomy.attention_kinds[i] == "linear"]
+    if by == "mask" and linear:
+        raise UserError(
+            f"by='mask': layers {', '.join(map(str, linear))} of this {anatomy.family} are linear attention, which has no "
+            "columns to hide: use by='slice'"
+        )
+
+
+def check_in_sequence(anatomy, what: str) -> None:
+    """UserError for a model whose pictures are not in the sequence."""
+    if not anatomy.image_in_sequence:
+        raise UserError(
+            f"{what}: the pictures of a {anatomy.family} enter by cross-attention, so that no position of the decoder holds one"
+        )
+
+
+def _check_unread(first: int) -> None:
+    """Sites behind a slice have no place for what was taken out."""
+    for site in sorted(sites_read()):
+        kind, _, rest = site.partition(".")
+        late = kind == "blocks" and int(rest.partition(".")[0]) >= first
+        if late or (first == 0 and kind in ("embed", "final", "logits")):
+            raise UserError(f"site {site!r} cannot be read where positions were sliced away before it: use by='mask'")
