@@ -14,6 +14,7 @@ import typer
 
 from ..scenes.errors import UserError
 from . import options as o
+from .cli_evaluate import evaluate
 from .cli_look import info, runs
 from .cli_measure import generate, measure
 from .cli_organism import organism
@@ -141,7 +142,7 @@ def run(
     say(str(path))
 
 
-for command in (measure, generate, info, runs):
+for command in (measure, generate, evaluate, info, runs):
     app.command()(command)
 app.add_typer(organism, name="organism")
 
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        print("chiasm: stopped; `chiasm measure --resume latest` goes on with a measurement", file=sys.stderr)
+        print("chiasm: stopped; `chiasm measure --resume latest` (or evaluate) goes on where it was", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

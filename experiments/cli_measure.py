@@ -40,17 +40,11 @@ def measure(
     from ..probes.measure import measure
     from ..probes.processes import join_processes
     from .lenses import chosen
-    from .run import Run, load_run
+    from .run import Run
     from .study import first_good
 
     join_processes()
-    config = {name: value for name, value in context.params.items() if name not in ("resume", "out")}
-    if resume is not None:
-        begun = load_run(_latest(out) if resume == "latest" else resume)
-        given = {name for name in config if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-        config |= {
-            name: value for name, value in begun.manifest["config"].items() if name in config and name not in given
-        }
+    config, begun = o.begun_config(context, resume, "measure", out)
     for name in config["probe"] or ():
         o.load_probe(name)  # a name that is wrong is told before a model is opened
     opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
@@ -61,11 +55,11 @@ def measure(
     )
     probes = chosen(config["probe"], vlm, *first_good(samples, limit=config["limit"]))
     how = {name: config[name] for name in ("limit", "seed", "batch_size", "checkpoint_every", "strict")}
-    if resume is not None and begun.finished:
+    if begun is not None and begun.finished:
         result, path = measure(vlm, samples, probes, run=begun, **how), begun.path
         say("this run is complete: these are its tables, nothing was measured again", error=True)
     else:
-        with begun.resume() if resume is not None else Run.create("measure", config, out) as kept:
+        with begun.resume() if begun is not None else Run.create("measure", config, out) as kept:
             result = measure(vlm, samples, probes, run=kept, **how)
         path = kept.path
     for name, table in result.tables.items():
@@ -128,12 +122,3 @@ def generate(
         lines.append(json.dumps({"id": item.id, "prompt": asked, "answer": answer}, ensure_ascii=False) + "\n")
     if out is not None:
         write_whole(out, "".join(lines).encode())
-
-
-def _latest(root: Path) -> Path:
-    from .run import list_runs
-
-    begun = [run for run in list_runs(root) if run.experiment == "measure" and run.state == "incomplete"]
-    if not begun:
-        raise UserError(f"there is no incomplete measurement in {str(root)!r}: `chiasm runs` lists the runs there are")
-    return max(begun, key=lambda run: run.path.name).path

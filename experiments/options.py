@@ -77,6 +77,36 @@ Adapter = Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter t
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
 ]
+Decode = Annotated[
+    str,
+    typer.Option(
+        "--decode", help="plain, damro, vcd, no-image, m3id, pai, random-tokens or blank.", metavar="NAME"
+    ),
+]
+Alpha = Annotated[
+    float | None, typer.Option("--alpha", help="Strength of the contrast. Default: the method's own.", metavar="A")
+]
+Beta = Annotated[float, typer.Option("--beta", help="Cut-off of unlikely tokens in the contrast; 0: none.", metavar="B")]
+Steer = Annotated[
+    list[str] | None,
+    typer.Option("--steer", help="A direction to add (NAME.safetensors). May be given again.", metavar="FILE"),
+]
+Scale = Annotated[float, typer.Option("--scale", help="How far along the directions, in mean norms.", metavar="X")]
+PositionsOf = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Where to steer: all, image, text, last_prompt, generated, or an index.", metavar="WHERE"
+    ),
+]
+Prune = Annotated[
+    float | None, typer.Option("--prune", help="Keep this share of the visual tokens, 0 to 1.", metavar="SHARE")
+]
+ExitAfter = Annotated[
+    int | None, typer.Option("--exit", help="Take the visual tokens out after this block.", metavar="BLOCK")
+]
+Boost = Annotated[
+    float | None, typer.Option("--boost", help="Strengthen attention to the picture (PAI: 0.2).", metavar="A")
+]
 
 RUNS = Path("runs")
 
@@ -133,15 +163,43 @@ def open_samples(
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} must be at least 1, or left out to read everything")
+    options = read_options(read)
+    if data == "scenes" or data.startswith("scenes:"):
+        options = {"seed": seed, "frame": frame, **({} if limit is None else {"n": limit}), **options}
+    return open_data(data, **options)
+
+
+def read_options(read: Sequence[str] | None) -> dict[str, Any]:
+    """The `--read NAME=VALUE` options by name; true, false and whole numbers as such. Raises UserError."""
     options: dict[str, Any] = {}
     for pair in read or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise UserError(f"--read {pair!r} must be NAME=VALUE, e.g. --read prompt='What is this?'")
         options[name] = {"true": True, "false": False}.get(value.lower(), int(value) if value.isdecimal() else value)
-    if data == "scenes" or data.startswith("scenes:"):
-        options = {"seed": seed, "frame": frame, **({} if limit is None else {"n": limit}), **options}
-    return open_data(data, **options)
+    return options
+
+
+def begun_config(context: typer.Context, resume: str | None, experiment: str, root: Path):
+    """(what the command was told, the run to go on with or None): as that run was begun, save what was given anew.
+
+    resume: a run folder, or "latest" for the latest of the experiment that is incomplete. Raises UserError.
+    """
+    from .run import list_runs, load_run
+
+    config = {name: value for name, value in context.params.items() if name not in ("resume", "out")}
+    if resume is None:
+        return config, None
+    if resume == "latest":
+        runs = [run for run in list_runs(root) if run.experiment == experiment and run.state == "incomplete"]
+        if not runs:
+            what = {"measure": "measurement", "evaluate": "evaluation"}.get(experiment, experiment)
+            raise UserError(f"there is no incomplete {what} in {str(root)!r}: `chiasm runs` lists the runs there are")
+        resume = max(runs, key=lambda run: run.path.name).path
+    begun = load_run(resume)
+    given = {name for name in config if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    before = {name: value for name, value in begun.manifest["config"].items() if name in config and name not in given}
+    return config | before, begun
 
 
 def load_probe(name: str):

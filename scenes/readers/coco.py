@@ -162,5 +162,10 @@ class Coco(Reader):
     def _place(self, file_name: str) -> Path:
         if self.images is not None:
             return locate(file_name, (Path(self.images),))
-        here, beside = self.path.parent, self.path.parent.parent
-        return locate(file_name, (here, here / "images", beside / self.path.stem.rpartition("_")[2], beside / "images"))
+        return locate(file_name, picture_folders(self.path))
+
+
+def picture_folders(path: Path) -> tuple[Path, ...]:
+    """Where the pictures of an annotation file are looked for."""
+    here, beside = path.parent, path.parent.parent
+    return here, here / "images", beside / path.stem.rpartition("_")[2], beside / "images"

@@ -47,12 +47,13 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the files 
 _HEAD = 1 << 16  # bytes of a file's first line that are looked at
 
 
-def open_data(spec: str | Path, *, format: str | None = None, **options: Any) -> Reader:
+def open_data(spec: str | Path, *, format: str | None = None, look: bool = True, **options: Any) -> Reader:
     """The reader for what spec names, with its first item looked at, so that a source that is unusable is refused here.
 
     spec: a path (see `recognise`), an id on the Hugging Face Hub, or "scenes" / "scenes:KIND" for the rendered world.
     format: one of `FORMATS`, to say what it is instead of having it recognised.
-    options: the fields of the reader's class; None stands for its default. Raises UserError, one line.
+    look: False reads questions and truth without the pictures (see `Reader`).
+    options: the other fields of the reader's class; None stands for its default. Raises UserError, one line.
     """
     spec = os.fspath(spec)
     if format is not None and format not in FORMATS:
@@ -71,9 +72,9 @@ def open_data(spec: str | Path, *, format: str | None = None, **options: Any) ->
         _, _, name = spec.partition(":")
         if name and options.setdefault("kind", name) != name:
             raise UserError(f"{spec!r} and kind={options['kind']!r} contradict each other: give one")
-        reader = SceneData(**options)
+        reader = SceneData(**options)  # its pictures are always there
     else:
-        reader = kind(os.path.expanduser(spec), **options)
+        reader = kind(os.path.expanduser(spec), look=look, **options)
     next(iter(reader))
     return reader
 

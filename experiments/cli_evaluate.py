@@ -1,0 +1,167 @@
+"""`chiasm evaluate`: how often a model makes things up, by several ways of decoding."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..scenes.errors import UserError
+from . import options as o
+from .options import say
+
+_RULES = ("default", "official", "opera", "vcd")  # of probes.yes_no, which takes seconds to import
+
+
+def evaluate(
+    context: typer.Context,
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(help="pope-scenes, chair-scenes (both rendered), pope, chair, amber, mme or hallusion."),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="The benchmark's file or folder; not for rendered scenes.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="greedy, sampling, sampling-tT (T a temperature), first-token. May be given again; the others are compared with "
+            "greedy, or else with the first. Default: greedy.",
+            metavar="NAME",
+        ),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--answers", help="Score these answers (JSON Lines with id and answer) and ask no model.", metavar="FILE"
+        ),
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help=f"How yes and no are read: {', '.join(_RULES)}.", metavar="NAME")
+    ] = "default",
+    seeds: Annotated[int, typer.Option(help="How many times a sampling method answers.", metavar="N")] = 5,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer. Default: the benchmark's own.", metavar="N")
+    ] = None,
+    model: o.Model = "organism",
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            "-n",
+            help="At most so many questions of each split. Default: 200 scenes; files: all.",
+            metavar="N",
+        ),
+    ] = None,
+    seed: o.Seed = 0,
+    out: o.Out = o.RUNS,
+    read: o.Read = None,
+    batch_size: o.BatchSize = 8,
+    strict: o.Strict = False,
+    adapter: o.Adapter = None,
+    revision: o.Revision = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this run folder, or with the 'latest' that is incomplete, as it was begun.", metavar="RUN"
+        ),
+    ] = None,
+) -> None:
+    """Ask a benchmark's questions by several methods and compare what they get wrong. Answers are kept as they come."""
+    from .benchmarks import open_benchmark
+    from .evaluation import evaluate, evaluate_answers
+    from .methods import open_method
+    from .run import Run
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("evaluate runs on one process: start it without accelerate launch")
+    config, begun = o.begun_config(context, resume, "evaluate", out)
+    if config["benchmark"] is None:
+        raise UserError("evaluate needs a benchmark, e.g. `chiasm evaluate pope-scenes` (--help lists them)")
+    if config["rule"] not in _RULES:
+        raise UserError(f"--rule {config['rule']!r} is not known: use {', '.join(_RULES)}")
+    for name in ("seeds", "batch_size", "max_new_tokens"):
+        if config[name] is not None and config[name] < 1:
+            raise UserError(f"--{name.replace('_', '-')} {config[name]} must be at least 1")
+    files = config["answers"] or []
+    if files and config["method"]:
+        raise UserError("--answers and --method exclude each other: answers are scored, or a model is asked for them")
+    methods = [open_method(name) for name in config["method"] or ("greedy",)]
+    opened = open_benchmark(
+        config["benchmark"], config["source"], limit=config["limit"], seed=config["seed"], look=not files,
+        **o.read_options(config["read"]),
+    )  # fmt: skip
+    how = {"rule": config["rule"]}
+    if not files:
+        opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
+        vlm = o.open_model(config["model"], **opening)
+        how |= {name: config[name] for name in ("batch_size", "seed", "seeds", "max_new_tokens", "strict")}
+
+    def run_into(run: Run):
+        return (
+            evaluate_answers(opened, files, run=run, **how) if files else evaluate(vlm, opened, methods, run=run, **how)
+        )
+
+    if begun is not None and begun.finished:
+        result, path = run_into(begun), begun.path
+        say("this run is complete: these are its answers, nothing was asked again", error=True)
+    else:
+        with begun.resume() if begun is not None else Run.create("evaluate", config, out) as kept:
+            result = run_into(kept)
+        path = kept.path
+    _show(result.table)
+    skipped = f", {len(result.skipped)} skipped (see tables/skipped.parquet)" if len(result.skipped) else ""
+    say(f"{result.n} questions{skipped}", error=True)
+    say(str(path))
+
+
+def _show(table) -> None:
+    """The table of scores. "n would show": the smallest difference that so many questions would find four times in five."""
+    from rich.console import Console
+    from rich.table import Table
+
+    varied = table["sd"].notna().any()
+    compared = table["difference"].notna().any()
+    shown = Table("split", "method", "metric", "mean ± s.d. over seeds" if varied else "mean", "95 % interval", "n")
+    for column in ("difference", "95 % interval", "p", "p (Holm)", "n would show") if compared else ():
+        shown.add_column(column)
+    above = ("", "")
+    for row in table.sort_values(["split", "method"], key=_in_order, kind="stable").itertuples():
+        here = (row.split, row.method)
+        if here != above and above[0]:
+            shown.add_section()
+        mean = f"{row.mean:.3f}" + (f" ± {row.sd:.3f}" if row.sd == row.sd else "")
+        cells = [
+            *(("", "") if here == above else here),
+            row.metric,
+            mean,
+            f"{row.low:.3f} to {row.high:.3f}",
+            f"{row.n:,}",
+        ]
+        if compared and row.difference == row.difference:
+            interval = f"{row.difference_low:+.3f} to {row.difference_high:+.3f}"
+            tests = ["" if p != p else f"{p:.2g}" for p in (row.p, row.p_holm)]
+            cells += [
+                f"{row.difference:+.3f}",
+                interval,
+                *tests,
+                "" if row.detectable != row.detectable else f"±{row.detectable:.3f}",
+            ]
+        shown.add_row(*cells)
+        above = here
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width to fit into
+    console.print(shown)
+
+
+def _in_order(column):
+    """Sorts as first met, so that what belongs together stands together."""
+    from pandas import factorize
+
+    return factorize(column)[0]
