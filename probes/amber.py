@@ -110,12 +110,15 @@ def amber_tally(
 
 
 def _descriptions(annotations, associations, safe_words, vocabulary, compat: bool, similar):
-    """(response, annotation) -> the eight numbers `_generative` needs of a description."""
+    """(response, annotation) -> the nine numbers `_generative` needs of a description."""
     case = (lambda word: word) if compat else str.lower
     good = {case(word): [case(other) for other in others] for word, others in associations.items()}
     safe = {case(word) for word in safe_words}
     listed = {
-        case(w) for one in annotations if one["type"] == "generative" for w in (*one["truth"], *one.get("hallu", ()))
+        case(w)
+        for one in annotations
+        if one["type"] == "generative"
+        for w in (*one["truth"], *(one.get("hallu") or ()))
     }
     words = {case(word) for word in vocabulary} if vocabulary is not None else listed.union(good, *good.values())
     nouns = Matcher(dict.fromkeys(words, ()), no_object=())
@@ -149,8 +152,8 @@ def _descriptions(annotations, associations, safe_words, vocabulary, compat: boo
                 invented += 1
             else:
                 covered.add(true[rescued])
-        sizes = [len(words if compat else set(words)) for words in (truth, hallu)]
-        return [1, len(mentioned), invented, invented > 0, len(covered), sizes[0], len(lured), sizes[1], lures]
+        in_truth, in_hallu = (len(listing if compat else set(listing)) for listing in (truth, hallu))
+        return [1, len(mentioned), invented, invented > 0, len(covered), in_truth, len(lured), in_hallu, lures]
 
     return counts
 

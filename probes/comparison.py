@@ -55,9 +55,8 @@ def comparison(
                 f"{method!r} has {len(tally.counts)} answers, {name!r} has {len(tallies[0].counts)}: compare them on the same items"
             )
     metrics, width = tallies[0].metrics, tallies[0].counts.shape[1]
-    sums = sums_by_image(
-        np.concatenate([tally.counts for tally in tallies], 1), images
-    )  # together: the same draws for all
+    joined = np.concatenate([tally.counts for tally in tallies], 1)  # so that all see the same draws
+    sums = sums_by_image(joined, images)
     drawn: dict[str, list] = {}
     for part in drawn_sums(sums, draws=draws, seed=seed):
         for what, values in metrics(part.reshape(len(part), len(systems), width)).items():
@@ -66,7 +65,7 @@ def comparison(
     whole = metrics(parted.sum(0))
     tests = [
         {},
-        *(_tests(tallies[0], tallies[i], parted[:, 0], parted[:, i], draws, seed) for i in range(1, len(tallies))),
+        *(_tests(tallies[0], t, parted[:, 0], parted[:, i], draws, seed) for i, t in enumerate(tallies[1:], 1)),
     ]
     rows = []
     for i, method in enumerate(systems):
@@ -90,9 +89,8 @@ def _tests(plain: Tally, changed: Tally, a: np.ndarray, b: np.ndarray, draws: in
     """{metric: {"p", "p_mcnemar"}} of two systems, from their items and from their sums by image, a and b."""
     exact = {what: mcnemar_p(plain.counts[:, c], changed.counts[:, c]) for what, c in plain.shares.items()}
     flipped = sign_flip_p(b, a, plain.metrics, draws=draws, seed=seed)
-    best = (
-        flipped | exact if len(a) == len(plain.counts) else flipped
-    )  # with an image each, the same test without drawing
+    # with an image for each item McNemar's is the same test, without drawing
+    best = flipped | exact if len(a) == len(plain.counts) else flipped
     return {what: {"p": p, "p_mcnemar": exact.get(what, np.nan)} for what, p in best.items()}
 
 

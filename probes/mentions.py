@@ -153,7 +153,7 @@ def _nltk_lemmas():
         from nltk.stem import WordNetLemmatizer
     except ImportError:
         raise UserError(
-            "mode 'lemma' needs nltk, which is not installed: pip install nltk, or use mode 'nouns'"
+            "mode 'lemma' needs nltk, which is not installed: pip install 'chiasm[lemma]', or use mode 'nouns'"
         ) from None
     lemmatizer, part = WordNetLemmatizer(), {"J": "a", "V": "v", "R": "r"}
 
