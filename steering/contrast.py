@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 from ..models.inputs import Inputs
@@ -68,7 +69,7 @@ class ContrastDecoder:
 
     negative: `OutlierTokens` (DAMRO), `NoisedImage` (VCD), `NoImage` (M3ID, PAI), `RandomTokens`, `Blank`. alpha: a number or
     a schedule such as `M3ID()`. beta: see `contrast`. interventions: see `steer`; they act on the full-picture rows only.
-    (A `steer` that is open around the decoder changes the model, so both branches.) engine: "two_calls" runs the branches one
+    (Without them, a `steer` that is open around the decoder changes both branches.) engine: "two_calls" runs the branches one
     after the other on caches of their own, for comparison.
 
     Nothing is kept between calls. Raises UserError for settings out of range and for a negative that this model cannot give.
@@ -125,6 +126,9 @@ class ContrastDecoder:
             generators = [torch.Generator(self.vlm.device).manual_seed(seed) for seed in seeds]
         if generators is not None and len(generators) != rows:
             raise UserError(f"{len(generators)} generators or seeds for {rows} answers: give one an answer")
+        if stop_strings := options.pop("stop_strings", None):  # transformers keeps the tokenizer from a loop of one's own
+            stop = StopStringCriteria(options.pop("tokenizer", None) or self.tokenizer, stop_strings)
+            options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), stop])
         found: list[GenerateDecoderOnlyOutput] = []
         with reading(self.vlm, inputs, self.sites) as prompt:
 

@@ -43,5 +43,6 @@ def pictures(anatomy: Anatomy, tensors: dict[str, Tensor]) -> Iterator[Tensor]:
 
 def seeded(seed: int, content: Tensor) -> torch.Generator:
     """A generator that hangs on the seed and on what is in a picture, not on its place in the batch."""
-    own = crc32(content.detach().float().cpu().contiguous().numpy().tobytes())
-    return torch.Generator().manual_seed(seed * 0x1_0000_0000 + own)
+    # into one 32-bit number: torch's generator of the CPU looks at no more
+    data = content.detach().float().cpu().contiguous().numpy().tobytes()
+    return torch.Generator().manual_seed(crc32(data, crc32(str(seed).encode())))
