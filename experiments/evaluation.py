@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -158,6 +159,8 @@ def _passes(benchmark: Benchmark, methods: Sequence[Method], seed: int, seeds: i
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two methods are called {doubled!r}: give each once, or another name")
     for method in methods:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", method.name):
+            raise UserError(f"method {method.name!r} names a file: use letters, digits, '_', '-', '+' and '.'")
         if hasattr(method, "probabilities") and benchmark.kind in ("chair", "amber"):
             raise UserError(
                 f"method {method.name!r} says yes or no, {benchmark.name} asks for descriptions too: leave it out"

@@ -170,6 +170,7 @@ def test_what_cannot_be_asked_is_skipped_and_listed(vlm, pope, tmp_path):
 def test_what_does_not_go_together(vlm, pope):
     assert "no method" in message(evaluate, vlm, pope, [])
     assert "two methods are called 'greedy'" in message(evaluate, vlm, pope, [Greedy(), Greedy()])
+    assert "'a/b' names a file" in message(evaluate, vlm, pope, [replace(Greedy(), name="a/b")])
     assert "batch_size 0" in message(evaluate, vlm, pope, [Greedy()], batch_size=0)
     captions = open_benchmark("chair-scenes", limit=2)
     assert "asks for descriptions" in message(evaluate, vlm, captions, [FirstToken()])
