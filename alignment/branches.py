@@ -44,6 +44,12 @@ def forward_rows(model, anatomy: Anatomy, batch: dict[str, Tensor], layout: str,
     return model(**kwargs, labels=labels, **options)
 
 
+def plain_logits(model, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (rows, T, V) of a batch without distinct images, by the model's own head."""
+    kwargs = {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
+    return model(**kwargs, use_cache=False).logits[:, -batch["labels"].shape[1] :]
+
+
 def first_rows(output: FusedCausalLMOutput, rows: int) -> FusedCausalLMOutput:
     """The output cut to its first rows; what is not per row (the auxiliary loss of a mixture) stays."""
     return FusedCausalLMOutput(

@@ -31,7 +31,7 @@ class VisualDPOConfig(DPOConfig):
     """
 
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; None cuts nothing."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Where metrics go besides the log."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where metrics go besides the log."})
     visual_weight: float = field(default=1.0, metadata={"help": "Weight of the visual term (rDPO 1, DPO 0)."})
     visual_beta: float | None = field(default=None, metadata={"help": "Beta of the visual margin; None is beta."})
     anchor_weight: float = field(default=0.0, metadata={"help": "Weight of mDPO's anchor (mDPO 1)."})

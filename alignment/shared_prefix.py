@@ -33,6 +33,9 @@ def why_not(anatomy: Anatomy) -> str | None:
         return (
             f"{anatomy.family} has layers of {' and '.join(sorted(kinds))} attention, which take no mask of one's own"
         )
+    window, longest = getattr(anatomy.text_config, "sliding_window", None), anatomy.max_positions
+    if window and (longest is None or window < longest):
+        return f"{anatomy.family} looks back over {window} tokens only, which a mask of one's own would lift"
     if "token_type_ids" in arguments:
         return f"{anatomy.family} reads its prompt in both directions"
     if not hasattr(anatomy.decoder, "rotary_emb") or "position_ids" not in arguments:

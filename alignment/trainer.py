@@ -24,19 +24,17 @@ from ..probes.progress import Meter
 from ..scenes.errors import UserError
 from . import reference_cache
 from .adapters import check_adapters, vision_side_is_frozen
-from .branches import check_branches, first_rows, forward_rows, why_no_features
+from .branches import check_branches, first_rows, forward_rows, plain_logits, why_no_features
 from .checkpoints import last_complete_checkpoint
 from .collator import REFERENCE_COLUMNS, VisualPreferenceCollator
 from .config import VisualDPOConfig
 from .guards import FiniteGradients, RunFolder, RunRecord, not_finite
-from .losses import logistic_loss, loss_terms
+from .losses import logistic_loss, loss_terms, sequence_logps
 from .shared_prefix import why_not
 
 logger = logging.getLogger("chiasm")
 
 _TEXT_KEYS = ("input_ids", "attention_mask", "completion_mask")
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-"""How far per-token log-probabilities of two layouts may be apart, in nats; half precisions 0.1."""
 
 
 class VisualDPOTrainer(DPOTrainer):
@@ -94,6 +92,7 @@ class VisualDPOTrainer(DPOTrainer):
             self.data_collator = VisualPreferenceCollator(
                 self.processing_class, self.anatomy, max_length=args.max_length, visual=visual
             )
+        self._check_head()
         self.layout = self._pick_layout(data_collator is not None)
         if cached:
             self._attach_references()
@@ -145,6 +144,36 @@ class VisualDPOTrainer(DPOTrainer):
         return why_no_features(self.anatomy)
 
     @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuses a family for which TRL's fused head does not give the log-probabilities of the model's own logits."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        collator = copy.copy(self.data_collator)
+        collator.distinct_images = False
+        batch = self._prepare_inputs(collator(_first(self.train_dataset, 1)))
+        family = self.anatomy.family
+        with self._evaluating(), self.accelerator.autocast():
+            try:
+                fused = _sums(forward_rows(self.model, self.anatomy, batch, "rows"), batch)
+            except AttributeError as error:
+                raise UserError(
+                    f"{family} does not work with TRL's fused language head ({error}): tune another family"
+                ) from error
+            own = sequence_logps(plain_logits(self.model, batch), batch["labels"])
+        apart = ((fused - own).abs() / batch["completion_mask"].sum(1)).max().item()
+        if apart > self._tolerance:
+            raise UserError(
+                f"TRL's fused language head gives {family} log-probabilities {apart:.2g} nats a token from those of its own "
+                "logits, so it would not train what is read at inference: tune another family"
+            )
+
+    @property
+    def _tolerance(self) -> float:
+        """How far per-token log-probabilities of two ways to compute them may be apart, in nats."""
+        half = self.args.bf16 or self.args.fp16 or self.anatomy.model.dtype.itemsize < 4
+        return 0.1 if half else 1e-4
+
+    @torch.no_grad()
     def _difference(self, layout: str) -> str | None:
         """What is wrong with a layout, by the log-probabilities of the first two pairs, or None."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -163,8 +192,7 @@ class VisualDPOTrainer(DPOTrainer):
                         raise
                     return f"{self.anatomy.family} does not take it ({' '.join(str(error).split())[:120]})"
         apart = (found["rows"] - found[layout]).abs().max().item()
-        dtype = torch.bfloat16 if self.args.bf16 or self.args.fp16 else self.anatomy.model.dtype
-        if apart <= _TOLERANCE.get(dtype, 0.1):
+        if apart <= self._tolerance:
             return None
         return f"log-probabilities of {self.anatomy.family} would differ by {apart:.2g} nats a token"
 
