@@ -52,7 +52,7 @@ class _Skip:
     layers: Layers | None = None
     start: int = 0
     end: int | None = None
-    interval: int | Sequence[int] = 1
+    interval: int | Sequence[int] = 2
     seed: int | None = None
     positions: Positions = "image"
 
