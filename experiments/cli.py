@@ -15,8 +15,9 @@ import typer
 from ..scenes.errors import UserError
 from . import options as o
 from .cli_evaluate import evaluate
+from .cli_generate import generate
 from .cli_look import info, runs
-from .cli_measure import generate, measure
+from .cli_measure import measure
 from .cli_organism import organism
 from .options import say
 

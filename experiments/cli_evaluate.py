@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +29,19 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--method",
-            help="greedy, sampling, sampling-tT (T a temperature), first-token. May be given again; the others are compared with "
-            "greedy, or else with the first. Default: greedy.",
+            help="greedy, sampling, sampling-tT (T a temperature), first-token, or a contrast: damro, vcd, no-image, m3id, pai, "
+            "random-tokens, blank, with settings as in damro-a1-b0.1-k10. May be given again; the others are compared with greedy, "
+            "or else with the first. Default: greedy.",
             metavar="NAME",
         ),
     ] = None,
+    controls: Annotated[bool, typer.Option(help="Beside a contrast, greedy and all that it must beat.")] = True,
+    steer: o.Steer = None,
+    scale: o.Scale = 1.0,
+    positions: o.PositionsOf = "all",
+    prune: o.Prune = None,
+    exit_after: o.ExitAfter = None,
+    boost: o.Boost = None,
     answers: Annotated[
         list[Path] | None,
         typer.Option(
@@ -75,7 +84,6 @@ def evaluate(
     """Ask a benchmark's questions by several methods and compare what they get wrong. Answers are kept as they come."""
     from .benchmarks import open_benchmark
     from .evaluation import evaluate, evaluate_answers
-    from .methods import open_method
     from .run import Run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -91,7 +99,7 @@ def evaluate(
     files = config["answers"] or []
     if files and config["method"]:
         raise UserError("--answers and --method exclude each other: answers are scored, or a model is asked for them")
-    methods = [open_method(name) for name in config["method"] or ("greedy",)]
+    methods = [] if files else _methods(config)
     opened = open_benchmark(
         config["benchmark"], config["source"], limit=config["limit"], seed=config["seed"], look=not files,
         **o.read_options(config["read"]),
@@ -100,6 +108,10 @@ def evaluate(
     if not files:
         opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
         vlm = o.open_model(config["model"], **opening)
+        if config["controls"]:
+            from .decoding import with_controls
+
+            methods = with_controls(methods, vlm, opened)
         how |= {name: config[name] for name in ("batch_size", "seed", "seeds", "max_new_tokens", "strict")}
 
     def run_into(run: Run):
@@ -114,10 +126,37 @@ def evaluate(
         with begun.resume() if begun is not None else Run.create("evaluate", config, out) as kept:
             result = run_into(kept)
         path = kept.path
-    _show(result.table)
+    _show(_brief(result.table))
     skipped = f", {len(result.skipped)} skipped (see tables/skipped.parquet)" if len(result.skipped) else ""
-    say(f"{result.n} questions{skipped}", error=True)
+    say(f"{result.n} questions{skipped}; every metric and split is in tables/scores.parquet", error=True)
     say(str(path))
+
+
+def _methods(config: dict) -> list:
+    """The methods that the command was told, with the interventions it was told as one more."""
+    from .changing import change_of
+    from .decoding import Steered, method_of
+
+    inside = {name: config[name] for name in ("scale", "positions", "prune", "exit_after", "boost")}
+    change = change_of(steer=config["steer"] or (), **inside)
+    methods = [method_of(name) for name in config["method"] or ("greedy",)]
+    if change is not None:
+        name = re.sub(r"[^\w.+-]+", "-", change.name).strip("-")
+        methods.append(Steered(name, change.interventions))
+    return methods
+
+
+SHOWN = ("accuracy", "accuracy_plus", "f1", "yes_ratio", "auc", "chair_i", "chair_s", "recall", "cover", "hal", "score")
+"""The metrics of the table that is printed; the run has all."""
+
+
+def _brief(table):
+    """The rows worth a terminal: the main metrics, and of several splits their mean where many methods are compared."""
+    shown = table[table["metric"].isin(SHOWN)]
+    if "accuracy" in set(shown["metric"]):
+        shown = shown[shown["metric"] != "recall"]
+    many = shown["method"].nunique() > 3 and "mean" in set(shown["split"])
+    return shown[shown["split"] == "mean"] if many else shown
 
 
 def _show(table) -> None:

@@ -1,14 +1,11 @@
-"""`chiasm measure` and `chiasm generate`: a model at work on data."""
+"""`chiasm measure`: probes over a data set."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..scenes.errors import UserError
 from . import options as o
 from .options import say
 
@@ -67,58 +64,3 @@ def measure(
     skipped = f", {len(result.skipped)} skipped (see tables/skipped.parquet)" if len(result.skipped) else ""
     say(f"{result.n} samples{skipped}, {result.seconds:.1f} s", error=True)
     say(str(path))
-
-
-def generate(
-    image: Annotated[
-        list[Path] | None, typer.Argument(help="Pictures to show together; none: samples of --data.")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="What to ask. <image> says where a picture goes.")
-    ] = None,
-    model: o.Model = "organism",
-    data: o.DataSpec = "scenes",
-    device: o.Device = None,
-    dtype: o.Dtype = None,
-    limit: o.Limit = 3,
-    seed: o.Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answers here too, as JSON Lines.")] = None,
-    read: o.Read = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", metavar="N")] = 64,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens at random instead of taking the likeliest.")
-    ] = False,
-    adapter: o.Adapter = None,
-    revision: o.Revision = None,
-) -> None:
-    """Let a model answer about pictures."""
-    from itertools import islice
-
-    from ..probes.files import write_whole
-    from ..scenes.pictures import open_picture
-    from ..scenes.readers import DEFAULT_PROMPT
-    from ..scenes.sample import BadSample, Sample
-
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
-    if image:
-        pictures = tuple(open_picture(path) for path in image)
-        samples = [Sample(", ".join(map(str, image)), prompt or DEFAULT_PROMPT, pictures)]
-    else:
-        samples = islice(o.open_samples(data, limit=limit, seed=seed, read=read), limit)
-    vlm = o.open_model(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
-    import torch
-
-    torch.manual_seed(seed)
-    lines = []
-    for item in samples:
-        if isinstance(item, BadSample):
-            say(f"{item.id}: skipped: {item.reason}", error=True)
-            continue
-        asked = prompt or item.prompt
-        inputs = vlm.prepare([list(item.images)], [asked])
-        (answer,) = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=sample)
-        say(f"{item.id}\n  {asked}\n  {answer}")
-        lines.append(json.dumps({"id": item.id, "prompt": asked, "answer": answer}, ensure_ascii=False) + "\n")
-    if out is not None:
-        write_whole(out, "".join(lines).encode())

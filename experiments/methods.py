@@ -75,7 +75,7 @@ class FirstToken:
 
     def probabilities(self, vlm, inputs) -> Tensor:
         """(B, 2): P(yes) and P(no)."""
-        first = _First()
+        first = FirstStep()
         vlm.generate_ids(inputs, max_new_tokens=1, logits_processor=LogitsProcessorList([first]))
         return yes_no_probabilities(first.scores, vlm.tokenizer)
 
@@ -108,7 +108,7 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() / self.temperature + noise.to(scores.device, torch.float32)
 
 
-class _First(LogitsProcessor):
+class FirstStep(LogitsProcessor):
     """Keeps the scores of the first step."""
 
     scores: Tensor | None = None
@@ -124,7 +124,7 @@ def row_seed(seed: int, name: str) -> int:
 
 
 METHODS = ("greedy", "sampling", "sampling-tT", "first-token")
-"""What `--method` takes, T a temperature."""
+"""The methods made here, T a temperature; `decoding.method_of` knows more."""
 
 
 def open_method(name: str) -> Method:

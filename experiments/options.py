@@ -79,14 +79,14 @@ Revision = Annotated[
 ]
 Decode = Annotated[
     str,
-    typer.Option(
-        "--decode", help="plain, damro, vcd, no-image, m3id, pai, random-tokens or blank.", metavar="NAME"
-    ),
+    typer.Option("--decode", help="plain, damro, vcd, no-image, m3id, pai, random-tokens or blank.", metavar="NAME"),
 ]
 Alpha = Annotated[
     float | None, typer.Option("--alpha", help="Strength of the contrast. Default: the method's own.", metavar="A")
 ]
-Beta = Annotated[float, typer.Option("--beta", help="Cut-off of unlikely tokens in the contrast; 0: none.", metavar="B")]
+Beta = Annotated[
+    float, typer.Option("--beta", help="Cut-off of unlikely tokens in the contrast; 0: none.", metavar="B")
+]
 Steer = Annotated[
     list[str] | None,
     typer.Option("--steer", help="A direction to add (NAME.safetensors). May be given again.", metavar="FILE"),

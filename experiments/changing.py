@@ -1,0 +1,65 @@
+"""What a user asks to be changed at inference, put together: a decoding by name and interventions around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..scenes.errors import UserError
+from ..steering import AddDirection, Direction, PruneVisual, VisualAttentionBoost, VisualExit, steer
+from .decoding import DECODINGS, Contrasted
+
+
+@dataclass(frozen=True)
+class Change:
+    """name: what is changed, in words. A contrast, or None for plain decoding; interventions act on the full-picture rows."""
+
+    name: str
+    contrast: Contrasted | None
+    interventions: tuple
+
+    def generate(self, vlm, inputs, **options) -> list[str]:
+        """Answers under the change; options as in `VLM.generate`."""
+        if self.contrast is not None:
+            return self.contrast.decoder(vlm).generate(inputs, **options)
+        with steer(vlm, *self.interventions) if self.interventions else nullcontext():
+            return vlm.generate(inputs, **options)
+
+
+def change_of(
+    *, decode: str = "plain", alpha: float | None = None, beta: float | None = 0.1, steer: Sequence[str | Path] = (),
+    scale: float = 1.0, positions: str = "all", prune: float | None = None, exit_after: int | None = None,
+    boost: float | None = None,
+) -> Change | None:  # fmt: skip
+    """The change that these options of the command line ask for; None where they ask for none. Raises UserError.
+
+    decode: plain, or one of `DECODINGS`. steer: files of directions, all added at `scale` times the mean norm of the states where
+    the direction knows it, else as they are. prune: share of visual tokens kept. exit_after: the block behind which they are
+    taken out. boost: PAI's strength.
+    """
+    inside, words = [], []
+    for path in steer:
+        direction = Direction.load(path)
+        units = "norm" if "state_norm" in direction.card else "raw"
+        inside.append(AddDirection(direction, scale=scale, positions=_place(positions), units=units))
+        words.append(f"{Path(path).stem} × {scale:g}")
+    for value, make, said in (
+        (boost, VisualAttentionBoost, "attention to the picture + {:g}"),
+        (prune, PruneVisual, "{:g} of the visual tokens"),
+        (exit_after, VisualExit, "no visual tokens after block {:g}"),
+    ):
+        if value is not None:
+            inside.append(make(value))
+            words.append(said.format(value))
+    if decode == "plain":
+        if alpha is not None:
+            raise UserError(f"--alpha {alpha:g} is the strength of a contrast: add --decode {', '.join(DECODINGS)}")
+        return Change(", ".join(words), None, tuple(inside)) if inside else None
+    contrast = Contrasted(decode, alpha, beta or None, interventions=tuple(inside))
+    return Change(", ".join([contrast.name, *words]), contrast, tuple(inside))
+
+
+def _place(positions: str) -> str | int:
+    return int(positions) if positions.lstrip("-").isdecimal() else positions

@@ -1,0 +1,243 @@
+"""Named ways to decode, each with what it must be compared with: mitigations of hallucination and their controls."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from ..probes.yes_no import yes_no_ids
+from ..scenes.benchmarks import SAMPLINGS, pope_questions
+from ..scenes.errors import UserError
+from ..scenes.world import make_scene, split_seeds
+from ..steering.attention import VisualAttentionBoost
+from ..steering.contrast import ContrastDecoder, check_alpha, check_beta
+from ..steering.negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
+from ..steering.schedules import M3ID, guidance
+from ..steering.steer import steer
+from .methods import FirstToken, Greedy, GumbelNoise, Method, Sampling, open_method
+
+HELD_OUT = 60
+"""Rendered scenes of the training split on which the bias towards yes is tuned."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A contrast by name. negative: makes it of k; alpha: its default; inside: interventions on the full-picture rows."""
+
+    title: str
+    negative: Callable[[int | None], Any]
+    alpha: Any = 1.0
+    inside: tuple = ()
+
+
+DECODINGS = {
+    "damro": Decoding("DAMRO: outlier tokens only", lambda k: OutlierTokens(k=k)),
+    "vcd": Decoding("VCD: noised picture", lambda k: NoisedImage()),
+    "no-image": Decoding("no picture", lambda k: NoImage()),
+    "m3id": Decoding("M3ID: no picture, growing strength", lambda k: NoImage(), M3ID()),
+    "pai": Decoding(
+        "PAI: no picture, attention boosted", lambda k: NoImage(), guidance(1.1), (VisualAttentionBoost(),)
+    ),
+    "random-tokens": Decoding("random tokens only", lambda k: RandomTokens(k=k)),
+    "blank": Decoding("blank picture", lambda k: Blank()),
+}
+
+
+@dataclass(frozen=True)
+class Contrasted:
+    """One of DECODINGS as a method. alpha: default, the decoding's own; k: tokens kept, where it keeps some."""
+
+    decoding: str
+    alpha: float | None = None
+    beta: float | None = 0.1
+    k: int | None = None
+    interventions: tuple = ()
+    sampled: bool = False
+
+    def __post_init__(self):
+        if self.decoding not in DECODINGS:
+            raise UserError(f"decoding {self.decoding!r} is not known: use plain, {', '.join(DECODINGS)}")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
+        check_beta(self.beta)
+        if self.k is not None and self.decoding not in ("damro", "random-tokens"):
+            raise UserError(f"k={self.k}: {self.decoding} keeps no tokens; k is for damro and random-tokens")
+
+    @property
+    def name(self) -> str:
+        own = [f"a{self.alpha:g}"] if self.alpha is not None else []
+        own += ["b0" if self.beta is None else f"b{self.beta:g}"] if self.beta != 0.1 else []
+        own += [f"k{self.k}"] if self.k is not None else []
+        return "-".join([self.decoding, *own])
+
+    @property
+    def strength(self):
+        return DECODINGS[self.decoding].alpha if self.alpha is None else self.alpha
+
+    def decoder(self, vlm) -> ContrastDecoder:
+        made = DECODINGS[self.decoding]
+        inside = (*made.inside, *self.interventions)
+        return ContrastDecoder(vlm, made.negative(self.k), alpha=self.strength, beta=self.beta, interventions=inside)
+
+    def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
+        return self.decoder(vlm).generate(inputs, max_new_tokens=max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Another method inside a `steer` with these interventions."""
+
+    name: str
+    interventions: tuple = ()
+    within: Method | None = None
+
+    @property
+    def sampled(self) -> bool:
+        return self.within is not None and self.within.sampled
+
+    def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
+        with steer(vlm, *self.interventions) if self.interventions else nullcontext():
+            if self.within is None:
+                return vlm.generate(inputs, max_new_tokens=max_new_tokens)
+            return self.within.answer(vlm, inputs, max_new_tokens=max_new_tokens, seeds=seeds)
+
+
+@dataclass(frozen=True)
+class MaskedSampling:
+    """Tokens drawn at temperature 1 among those with p >= beta max p: what the plausibility mask does by itself."""
+
+    beta: float = 0.1
+    sampled: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"sampling-b{self.beta:g}"
+
+    def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int]) -> list[str]:
+        draw = LogitsProcessorList([_Plausible(self.beta), GumbelNoise(seeds)])
+        return vlm.generate(inputs, max_new_tokens=max_new_tokens, logits_processor=draw)
+
+
+@dataclass(frozen=True)
+class YesBias:
+    """A constant added to the logit of yes at the first token: what moving the threshold does by itself."""
+
+    bias: float
+    sampled: bool = field(default=False, init=False)
+
+    @property
+    def name(self) -> str:
+        return f"yes{self.bias:+.2g}"
+
+    def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
+        shift = LogitsProcessorList([_Shifted(vlm, self.bias)])
+        return vlm.generate(inputs, max_new_tokens=max_new_tokens, logits_processor=shift)
+
+
+class _Plausible(LogitsProcessor):
+    def __init__(self, beta: float):
+        check_beta(beta)
+        self.floor = math.log(beta)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + self.floor, -torch.inf)
+
+
+class _Shifted(LogitsProcessor):
+    """Of one generation: the first call is that of the first token."""
+
+    def __init__(self, vlm, bias: float):
+        self.tokens, self.bias, self.begun = yes_no_ids(vlm.tokenizer)[0], bias, False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.begun:
+            return scores
+        self.begun = True
+        scores = scores.clone()
+        scores[:, self.tokens] += self.bias
+        return scores
+
+
+def open_decoding(name: str) -> Contrasted | None:
+    """The contrast of a name such as `damro`, `damro-a2-k10`, `vcd-a1-b0.2` or `no-image-b0` (b0: no mask); None for other names."""
+    kind = next((one for one in DECODINGS if name == one or name.startswith(f"{one}-")), None)
+    if kind is None:
+        return None
+    settings = re.fullmatch(r"(?:-a([\d.]+))?(?:-b([\d.]+))?(?:-k(\d+))?", name[len(kind) :])
+    if settings is None:
+        raise UserError(
+            f"method {name!r}: settings of {kind} are -aALPHA, -bBETA and -kTOKENS, in this order ({kind}-a1-b0.1)"
+        )
+    alpha, beta, k = settings.groups()
+    try:
+        beta = 0.1 if beta is None else float(beta) or None
+        return Contrasted(kind, None if alpha is None else float(alpha), beta, None if k is None else int(k))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"method {name!r}: alpha and beta are numbers, e.g. {kind}-a1-b0.1") from error
+
+
+def method_of(name: str) -> Method:
+    """The method of a name: one of `methods.METHODS`, a contrast as `open_decoding` takes it, or `sampling-bB` (draws behind the
+    plausibility mask alone). Raises UserError."""
+    if contrast := open_decoding(name):
+        return contrast
+    if masked := re.fullmatch(r"sampling-b([\d.]+)", name):
+        return MaskedSampling(float(masked[1]))
+    return open_method(name)
+
+
+def tuned_yes_bias(vlm, samples: Sequence, *, batch_size: int = 32) -> float:
+    """The bias of `YesBias` with which most of these yes/no samples are answered right at the first token; of equal ones the
+    nearest to 0. The samples must show other pictures than those that are judged."""
+    odds, labels = [], []
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        inputs = vlm.prepare([s.images for s in batch], [s.prompt for s in batch])
+        yes, no = FirstToken().probabilities(vlm, inputs).double().clamp_min(1e-30).log().unbind(-1)
+        odds.append((yes - no).cpu())
+        labels += [s.truth["label"] == "yes" for s in batch]
+    odds, yes = torch.cat(odds), torch.tensor(labels)
+    edges = odds.sort().values
+    biases = torch.cat([torch.zeros(1), -(edges[1:] + edges[:-1]) / 2]).double()
+    right = ((odds + biases[:, None] > 0) == yes).sum(1)
+    best = biases[right == right.max()]
+    return round(best[best.abs().argmin()].item(), 4)
+
+
+def with_controls(methods: Sequence[Method], vlm, benchmark) -> list[Method]:
+    """The methods, and where there is a contrast among them what it must beat: greedy first, then `controls` of the first one.
+
+    The bias towards yes is tuned on rendered scenes of the training split, so it is among them for pope-scenes only."""
+    contrast = next((method for method in methods if isinstance(method, Contrasted)), None)
+    if contrast is None:
+        return list(methods)
+    bias = None
+    if benchmark.name == "pope-scenes":
+        scenes = [make_scene(s) for s in split_seeds("train", HELD_OUT)]
+        held_out = [question for sampling in SAMPLINGS for question in pope_questions(scenes, sampling)]
+        bias = tuned_yes_bias(vlm, held_out)
+    wanted = [Greedy(), *methods, *controls(contrast, yes_bias=bias)]
+    return list({method.name: method for method in wanted}.values())
+
+
+def controls(method: Contrasted, *, yes_bias: float | None = None) -> list[Method]:
+    """The six controls that a contrast must beat, plain greedy apart (which every comparison has): sampling behind the mask
+    alone; sampling sharpened as the contrast sharpens, at temperature 1 / (1 + alpha); a bias towards yes tuned on held-out
+    pictures (where answers are yes or no: yes_bias); the same contrast with no picture, and with random tokens."""
+    alpha = method.strength if isinstance(method.strength, float | int) else 1.0
+    made: list[Method] = [MaskedSampling(method.beta or 1e-9), Sampling(round(1 / (1 + alpha), 3))]
+    made += [YesBias(yes_bias)] if yes_bias is not None else []
+    for other in ("no-image", "random-tokens"):
+        k = method.k if other == "random-tokens" else None
+        made += [replace(method, decoding=other, k=k, alpha=alpha)] if method.decoding != other else []
+    return made
