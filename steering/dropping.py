@@ -30,18 +30,16 @@ Which = Callable[[Where], Tensor | None]
 
 @dataclass(frozen=True)
 class Left:
-    """What a block sees of a prompt of T positions. places: (B, n) positions that are there, in order, -1 where a row has
-    fewer than another; seen: (B, n) which of them may be seen; apart: (B, n) rows that are none of the others' business.
+    """What a block sees of a prompt of `length` positions. places: (B, n) positions that are there, in order; where some were
+    sliced away padding goes with them, and a row that has fewer than another begins with -1. seen: (B, n) which of them may
+    be seen; apart: (B, n) rows that are none of the others' business.
     """
 
     places: Tensor
     seen: Tensor
     apart: Tensor
     length: int
-
-    @property
-    def sliced(self) -> bool:
-        return self.places.shape[1] < self.length
+    sliced: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ def dropped_at(vlm, first: int, which: Which, *, by: str = "slice", reindex: boo
     attention = next(i for i, kind in enumerate(anatomy.attention_kinds) if kind != "linear")  # counts what was read
 
     def enter(args: tuple, kwargs: dict, where: Where):
+        _check_whole(where)
         if not where.prompt:
             return args, _later(kwargs, where)
         gone = which(where)
@@ -100,11 +99,16 @@ def _left(where: Where, drops: list[_Drop]) -> Left:
         sliced, hidden = (sliced | drop.gone, hidden) if drop.by == "slice" else (sliced, hidden | drop.gone)
     real = where.spans.real.to(none.device)[:, : where.length]
     real = pad(real, (0, where.length - real.shape[1]), value=True)
-    n = where.length - int(sliced.sum(1).min())
-    places = (~sliced).int().argsort(dim=1, stable=True)[:, where.length - n :]  # what is out comes first
-    there = ~sliced.gather(1, places)
-    seen = (real & ~hidden).gather(1, places) & there
-    return Left(torch.where(there, places, -1), seen, hidden.gather(1, places) | ~there, where.length)
+    seen = real & ~sliced & ~hidden
+    if not sliced.any():
+        places = torch.arange(where.length, device=none.device).expand_as(none)
+        return Left(places, seen, hidden, where.length, False)
+    there = real & ~sliced
+    n = int(there.sum(1).max())
+    places = there.int().argsort(dim=1, stable=True)[:, where.length - n :]  # what is out comes first
+    there = there.gather(1, places)
+    places, apart = torch.where(there, places, -1), hidden.gather(1, places) | ~there
+    return Left(places, seen.gather(1, places.clamp(min=0)) & there, apart, where.length, True)
 
 
 # -- the decoder's input -----------------------------------------------------------------------------------------------
@@ -342,6 +346,14 @@ def check_in_sequence(anatomy, what: str) -> None:
         raise UserError(
             f"{what}: the pictures of a {anatomy.family} enter by cross-attention, so that no position of the decoder holds one"
         )
+
+
+def _check_whole(where: Where) -> None:
+    """A prompt must be read in one pass: later ones would not know what the first has lost."""
+    if where.spans is None or where.start >= (known := where.spans.labels.shape[1]):
+        return
+    if (where.start or where.length < known) and where.spans.visual.any():
+        raise UserError("a prompt read in several passes cannot lose its visual tokens: leave out prefill_chunk_size")
 
 
 def _check_unread(first: int) -> None:
