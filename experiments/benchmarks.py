@@ -94,6 +94,9 @@ class Joined:
     readers: Mapping[str, Reader]
     limit: int | None = None
 
+    def __len__(self) -> int:
+        return sum(self._size(reader) for reader in self.readers.values())
+
     def called(self) -> str:
         return ", ".join(reader.called() for reader in self.readers.values())
 
@@ -110,11 +113,14 @@ class Joined:
         if step != 1:
             raise ValueError(f"step={step}: an evaluation runs on one process")
         for split, reader in self.readers.items():
-            size = sum(1 for _ in islice(reader.items(), self.limit))
+            size = self._size(reader)
             left = size - min(start, size)
             if left:
                 yield from (self._named(split, item) for item in islice(reader.iterate(start), left))
             start -= size - left
+
+    def _size(self, reader: Reader) -> int:
+        return sum(1 for _ in islice(reader.items(), self.limit))  # counted, not read
 
     def _named(self, split: str, item: Sample | BadSample) -> Sample | BadSample:
         name = f"{split}/{item.id}" if len(self.readers) > 1 else item.id

@@ -14,6 +14,7 @@ import torch
 
 from ..probes.checkpoint import Checkpoint, check_setup
 from ..probes.loader import Batch, Data, Loader
+from ..probes.measure import memory_is_told
 from ..probes.progress import Meter
 from ..probes.subject import data_facts, model_facts
 from ..scenes.errors import UserError
@@ -61,7 +62,6 @@ def evaluate(
     *,
     run: Run | None = None,
     rule: str = "default",
-    limit: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
     seeds: int = 5,
@@ -73,8 +73,7 @@ def evaluate(
 
     run: where answers/<method>.jsonl (with `.seed<k>` for a sampled method), the tables `scores` and `skipped` go. Calling
     again with a run that was stopped, even by kill -9, goes on behind its last whole batch to the same answers.
-    rule: how yes and no are read, see `chiasm.probes.hallucination.parse_yes_no`. limit: ask only the first so many questions.
-    seeds: how many times a sampled method answers, with the seeds seed, seed + 1, … max_new_tokens: default the
+    rule: how yes and no are read, see `chiasm.probes.hallucination.parse_yes_no`. seeds: how many times a sampled method answers, with the seeds seed, seed + 1, … max_new_tokens: default the
     benchmark's own. strict: raise at the first question that cannot be asked instead of skipping and listing it.
     Raises UserError, one line, also for ids that are not unique and for a run that was begun with something else.
     """
@@ -82,9 +81,9 @@ def evaluate(
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise UserError(f"batch_size {batch_size!r} must be a whole number from 1 up")
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
-    data = Data(Questions(benchmark), limit)
+    data = Data(Questions(benchmark))
     if run is not None:
-        _begin(run, vlm, benchmark, data, passes, batch_size=batch_size, limit=limit, max_new_tokens=max_new_tokens)
+        _begin(run, vlm, benchmark, data, passes, batch_size=batch_size, max_new_tokens=max_new_tokens)
     done: dict[str, list[list[dict[str, Any]]]] = {}
     for one in passes:
         path = None if run is None else Path(run.path) / "answers" / f"{one.name}.jsonl"
@@ -103,14 +102,13 @@ def evaluate_answers(
     *,
     run: Run | None = None,
     rule: str = "default",
-    limit: int | None = None,
 ) -> Evaluation:
     """Scores answers that were made elsewhere, each file a method called by the file's name; no model is needed.
 
     Raises UserError for ids that are missing, unknown or doubled, and for questions that cannot be read.
     """
     questions, seen = [], set()
-    data = Data(Questions(benchmark), limit)
+    data = Data(Questions(benchmark))
     for item in (item for _, block in data.blocks(0, 1, 256) for item in block):
         if isinstance(item, BadSample):
             raise UserError(f"question {item.id!r} cannot be read: {item.reason}")
@@ -189,7 +187,7 @@ def _batch(vlm, one: Pass, batch: Batch, benchmark: Benchmark, max_new_tokens: i
     """The records of one batch: one for each item, those that cannot be asked last."""
     for inputs in batch.inputs:
         seeds = [row_seed(one.seed, sample.id) for sample in inputs.samples]
-        with torch.no_grad():
+        with torch.no_grad(), memory_is_told(len(inputs)):
             if hasattr(one.method, "probabilities"):
                 pairs = one.method.probabilities(vlm, inputs).tolist()
                 said = [{"answer": likelier(yes, no), "p_yes": yes, "p_no": no} for yes, no in pairs]
@@ -241,8 +239,9 @@ def _finish(benchmark: Benchmark, done: Mapping[str, list], rule: str, run: Run 
         for name, passes in done.items()
     }
     if not next(iter(answers.values()))[0]:
-        reason = skipped["reason"][0] if len(skipped) else "the data are empty"
-        raise UserError(f"none of the {len(skipped)} questions could be asked; the first: {reason}")
+        if not len(skipped):
+            raise UserError(f"benchmark {benchmark.name!r} has no questions: give at least one")
+        raise UserError(f"none of the {len(skipped)} questions could be asked; the first: {skipped['reason'][0]}")
     result = Evaluation(score(benchmark, answers, rule), answers, skipped)
     if run is not None and not run.finished:
         run.table("scores", result.table)

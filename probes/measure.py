@@ -148,7 +148,7 @@ class _Forward:
 
     def __call__(self, batch: Batch) -> None:
         for inputs in batch.inputs:
-            with _memory_is_told(self.batch_size), torch.no_grad():
+            with memory_is_told(self.batch_size), torch.no_grad():
                 trace = self._trace(inputs, self.sites)
                 if self.text_sites:
                     trace.text_only = self._trace(inputs.without_images(), self.text_sites)
@@ -262,7 +262,8 @@ def _seeded(seed: int, device):
 
 
 @contextmanager
-def _memory_is_told(batch_size: int):
+def memory_is_told(batch_size: int):
+    """Turns the error of a device without memory left into one line. Others pass."""
     try:
         yield
     except RuntimeError as error:

@@ -163,6 +163,7 @@ def test_what_cannot_be_asked_is_skipped_and_listed(vlm, pope, tmp_path):
     assert len(lines(run, "greedy")) == len(pope.samples) + 2
     assert "'broken'" in message(evaluate, vlm, mixed, [Greedy()], strict=True)
     assert "none of the 2 questions" in message(evaluate, vlm, replace(pope, samples=bad), [Greedy()])
+    assert "has no questions" in message(evaluate, vlm, replace(pope, samples=[]), [Greedy()])
     doubled = replace(pope, samples=[pope.samples[0]] * 2)
     assert "occurs twice" in message(evaluate, vlm, doubled, [Greedy()])
 

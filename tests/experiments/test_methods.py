@@ -3,6 +3,7 @@
 import pytest
 import torch
 from chiasm.experiments.methods import (
+    FirstStep,
     FirstToken,
     Greedy,
     GumbelNoise,
@@ -17,6 +18,10 @@ from chiasm.scenes.benchmarks import caption_set, pope_questions
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.world import make_scene, split_seeds
 from scipy.stats import chisquare
+from transformers import LogitsProcessorList
+
+from ..models.families import FAMILIES
+from ..steering.contrasting import opened
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,28 @@ def test_first_token_agrees_with_what_is_generated(vlm):
     said = FirstToken().answer(vlm, inputs)
     greedy = [answer.split()[0] for answer in vlm.generate(inputs, max_new_tokens=4)]
     assert said == greedy
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_draws_by_row_and_shows_its_first_step(name):
+    vlm, inputs, _ = opened(name)
+
+    def drawn(seeds, n=4):
+        noise = LogitsProcessorList([GumbelNoise(seeds)])
+        return vlm.generate_ids(inputs, max_new_tokens=n, min_new_tokens=n, logits_processor=noise)
+
+    rows = len(inputs)
+    first, again, other = (drawn(range(start, start + rows)) for start in (0, 0, 100))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    for row in range(rows):  # another row's seed changes nothing in this one
+        seeds = [seed if seed == row else 100 + seed for seed in range(rows)]
+        assert torch.equal(drawn(seeds)[row], first[row])
+    step = FirstStep()
+    vlm.generate_ids(inputs, max_new_tokens=1, logits_processor=LogitsProcessorList([step]))
+    with torch.no_grad():
+        logits = vlm.forward(inputs).logits[:, -1]
+    kept = torch.isfinite(step.scores)
+    torch.testing.assert_close(step.scores[kept], logits[kept].float(), atol=2e-4, rtol=1e-4)
 
 
 def test_names():

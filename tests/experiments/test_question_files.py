@@ -87,6 +87,7 @@ def test_pope_file_and_folder(pope, tmp_path):
     assert [s.id for s in limited.samples] == [f"{i[:-1]}{k}" for i in ids[::4] for k in (1, 2, 3)]
     for start in range(10):  # what a resumed run asks
         assert [s.id for s in limited.samples.iterate(start)] == [s.id for s in limited.samples][start:]
+    assert len(limited.samples) == 9 and len(three.samples) == 12
     assert limited.samples.fingerprint() != three.samples.fingerprint()
     assert "images" in message(open_benchmark, "pope", pope)  # the pictures are not there
 
