@@ -56,6 +56,10 @@ class VisualDPOConfig(DPOConfig):
             raise UserError(f"prefix_sharing is {self.prefix_sharing!r}: use True, False or 'auto'")
         if self.visual_weight or self.anchor_weight:
             self._check_extended()
+        if self.ld_alpha is not None and (self.reference_cache_dir or self.precompute_ref_log_probs):
+            raise UserError(
+                "ld_alpha weights single tokens of the reference, and a cache holds sums: leave one of them out"
+            )
         if self.reference_cache_dir and self.sync_ref_model:
             raise UserError(
                 "sync_ref_model moves the reference while training, so a cache of it goes stale: leave one of them out"

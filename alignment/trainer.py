@@ -215,6 +215,9 @@ class VisualDPOTrainer(DPOTrainer):
 
     def reference_logps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Log-probabilities (N,) of the branches of a batch under the reference, in nats: chosen, rejected, visual."""
+        return _sums(self._reference_output(inputs), inputs).chunk(check_branches(inputs))
+
+    def _reference_output(self, inputs: dict[str, Tensor]) -> FusedCausalLMOutput:
         model, adapter = self.ref_model, contextlib.nullcontext()
         if model is None:
             whole = self.accelerator.unwrap_model(self.model)
@@ -227,12 +230,7 @@ class VisualDPOTrainer(DPOTrainer):
         anatomy = self.anatomy if model is self.model else find_anatomy(self.accelerator.unwrap_model(model))
         quiet = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), quiet, adapter, self.accelerator.autocast():
-            output = forward_rows(model, anatomy, inputs, self.layout)
-        branches = check_branches(inputs)
-        if self.ld_alpha is not None:  # without the visual branch: the configuration sees to it
-            pair, replay = self._text_rows(inputs, output)
-            return super().compute_ref_log_probs(replay, pair)
-        return _sums(output, inputs).chunk(branches)
+            return forward_rows(model, anatomy, inputs, self.layout)
 
     def compute_ref_log_probs(self, model, inputs):
         raise UserError("TRL's reference pass knows two branches only: use reference_logps(inputs)")
@@ -257,7 +255,7 @@ class VisualDPOTrainer(DPOTrainer):
             key = reference_cache.cache_key(
                 weights=reference_cache.reference_hash(self.ref_model or self.model), data=dataset._fingerprint,
                 collator=self.data_collator.settings(), bf16=self.args.bf16, fp16=self.args.fp16,
-                dtype=str(self.anatomy.model.dtype), ld_alpha=self.ld_alpha,
+                dtype=str(self.anatomy.model.dtype),
             )  # fmt: skip
             columns = reference_cache.read_cache(folder, key, names, len(dataset))
             if columns is not None and not self._agrees(dataset, columns):
@@ -308,6 +306,8 @@ class VisualDPOTrainer(DPOTrainer):
             names = REFERENCE_COLUMNS[: self.data_collator.branches]
             if dataset is None or isinstance(dataset, IterableDataset) or names[0] not in dataset.column_names:
                 continue
+            if self.ld_alpha is not None:
+                raise UserError(f"ld_alpha weights single tokens of the reference: remove the columns {', '.join(names)}")
             missing = [name for name in names if name not in dataset.column_names]
             if missing or not self._agrees(dataset, {name: dataset[name] for name in names}):
                 wrong = f"lacks {missing[0]}" if missing else "is not that of this reference model"
@@ -323,9 +323,15 @@ class VisualDPOTrainer(DPOTrainer):
         output = forward_rows(model, self.anatomy, inputs, self.layout, **options)
         policy = _sums(output, inputs).chunk(branches)
         names = REFERENCE_COLUMNS[:branches]
-        known = all(name in inputs for name in names)
-        reference = tuple(inputs[name] for name in names) if known else self.reference_logps(inputs)
-        loss = self._text_loss(inputs, output, reference)
+        if all(name in inputs for name in names):
+            reference = pair = tuple(inputs[name] for name in names)
+        else:
+            kept = self._reference_output(inputs)
+            reference = pair = _sums(kept, inputs).chunk(branches)
+            if self.ld_alpha is not None:  # TRL weights the tokens of both models
+                rows, replay = self._text_rows(inputs, kept)
+                pair = super().compute_ref_log_probs(replay, rows)
+        loss = self._text_loss(inputs, output, pair)
 
         args = self.args
         if args.visual_weight or args.anchor_weight:
