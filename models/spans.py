@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 from zlib import crc32
@@ -79,12 +80,9 @@ class Spans:
         each row (`permuted_segments`). Their sum stays as it was. The draw hangs on the row's own labels alone, so that
         neither the batch nor padding changes it."""
         text = tuple(self.names.index(name) for name in ("before", *POST))
-        dealt = self.labels.clone()
-        for row in dealt:
-            real = row[row >= 0]
-            generator = torch.Generator().manual_seed(crc32(bytes(real.tolist())))
-            row[row >= 0] = permuted_segments(real[None], text, generator)[0]
-        spans = replace(self, labels=dealt)
+        seeds = [crc32(bytes(label for label in row if label >= 0)) for row in self.labels.tolist()]
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        spans = replace(self, labels=permuted_segments(self.labels, text, draws))
         return torch.stack([spans.mask("before"), spans.mask(*POST)], -1).float()
 
     def extended(self, n: int) -> Spans:
@@ -119,16 +117,19 @@ class Spans:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def permuted_segments(segments: Tensor, among: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+def permuted_segments(
+    segments: Tensor, among: tuple[int, ...], generator: torch.Generator | Sequence[torch.Generator] | None = None
+) -> Tensor:
     """Segments (B, T) with the labels in `among` dealt anew to the positions that have one of them, within each row.
 
-    The masses of such segments are the null for "which text stands before and which after"; counts stay as they are.
+    generator: one for all rows, or one for each. The masses of such segments are the null for "which text stands before and which after"; counts stay as they are.
     """
     new = segments.clone()
     wanted = torch.isin(segments, torch.tensor(among, device=segments.device))
-    for row, at in zip(new, wanted, strict=True):
+    own = generator if isinstance(generator, Sequence) else [generator] * len(new)
+    for row, at, draw in zip(new, wanted, own, strict=True):
         positions = torch.nonzero(at).flatten()
-        order = torch.randperm(len(positions), generator=generator).to(positions.device)
+        order = torch.randperm(len(positions), generator=draw).to(positions.device)
         row[positions] = row[positions[order]]
     return new
 

@@ -12,6 +12,7 @@ from ..models.patch_scores import PictureScores, picture_scores
 from ..models.vision_attention import resampler_attentions
 from ..scenes.errors import UserError
 from .map_statistics import (
+    descending,
     entropy_share,
     jensen_shannon,
     outlier_mass,
@@ -137,11 +138,12 @@ def _with_means(maps: Tensor, layers: Sequence[int]) -> Tensor:
 
 def describe(maps: Tensor, chosen: Tensor, scores: Tensor) -> Tensor:
     """(P, M, Q, N) maps, (P, N) outliers and scores -> (len(QUANTITIES), P, M, Q); NaN for maps that see nothing."""
-    places, n = ranks(maps), maps.shape[-1]
+    order, n = descending(maps), maps.shape[-1]
+    places = ranks(maps, order=order)
     chosen, scores = chosen[:, None, None], scores[:, None, None].float()
     chance, deviation = (x.float().to(maps.device) for x in overlap_chance(n, chosen.sum(-1).cpu()))
     found = overlap(maps, chosen, places=places)
     values = [found, found - chance, (found - chance) / deviation, outlier_mass(maps, chosen) / chance]
     values += [spearman(maps, scores, places=places), jensen_shannon(maps, scores), entropy_share(maps)]
-    values = torch.stack([*values, *top_shares(maps, (1, 3, 10))])
+    values = torch.stack([*values, *top_shares(maps, (1, 3, 10), order=order)])
     return values.masked_fill(maps.sum(-1) <= 0, torch.nan)

@@ -173,9 +173,8 @@ def _on_things(one, inputs) -> tuple[float, float]:
         return float("nan"), float("nan")
     width, height = sample.images[one.picture.picture].size
     x, y = (place[:, 0] + place[:, 2]) / 2 / width, (place[:, 1] + place[:, 3]) / 2 / height
-    on = torch.zeros(len(place), dtype=torch.bool)
-    for x0, y0, x1, y1 in things_boxes(scene):
-        on |= (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    x0, y0, x1, y1 = torch.tensor(things_boxes(scene), dtype=x.dtype).view(-1, 4).T[..., None]
+    on = ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).any(0)
     return float(on[one.chosen.cpu()].float().mean()), float(on.float().mean())
 
 
