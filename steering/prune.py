@@ -77,6 +77,8 @@ class PruneVisual:
         self._check(anatomy)
         kind = self.score or next(k for k in score_kinds(anatomy) if k != "pool")
         check_kind(anatomy, kind)
+        if kind == "pool":
+            raise UserError("score='pool' is of the pooling head, which a pass of the language model does not run")
         scores = _Scores(anatomy, kind, self.layer)
         several = _several_axes(anatomy)
         reindex = self.positions == "reindex" or (self.positions is None and not several)
@@ -84,8 +86,6 @@ class PruneVisual:
             raise UserError(
                 f"positions='reindex': this {anatomy.family} has positions on three axes, use positions='keep'"
             )
-        if kind == "pool":
-            raise UserError("score='pool' is of the pooling head, which a pass of the language model does not run")
         return scores.edits() + dropped_at(vlm, 0, partial(self._gone, scores), by=self.by, reindex=reindex)
 
     def _check(self, anatomy) -> None:
