@@ -1,8 +1,10 @@
 """What is changed at inference: directions, skipping, pruning, attention, and contrast decoding."""
 
 from .attention import VisualAttentionBoost
+from .causal_trace import causal_trace
 from .directions import Direction
 from .exit import VisualExit
+from .patch import Patch
 from .prune import PruneVisual
 from .residual import AblateDirection, AddDirection, AffineAblate, NormPreservingAdd, Rotate, When
 from .sinks import SinkRedistribution
@@ -15,6 +17,7 @@ __all__ = [
     "AffineAblate",
     "Direction",
     "NormPreservingAdd",
+    "Patch",
     "PruneVisual",
     "Rotate",
     "SinkRedistribution",
@@ -24,5 +27,6 @@ __all__ = [
     "VisualAttentionBoost",
     "VisualExit",
     "When",
+    "causal_trace",
     "steer",
 ]
