@@ -55,23 +55,23 @@ class Call:
     def rows(self, at: Tensor) -> Tensor:
         """Attention (B, H, Q, Tk), fp32, of the queries at (B, Q); a query that may see nothing gives 0."""
         if self.weights is not None:
-            at = at[:, None, :, None].expand(-1, self.weights.shape[1], -1, self.weights.shape[3])
-            return self.weights.gather(2, at).float()
+            return _taken(self.weights, at).float()
         logits = self.logits(at)
         return logits.softmax(-1).masked_fill((logits == -torch.inf).all(-1, keepdim=True), 0)
 
     def logits(self, at: Tensor) -> Tensor:
         """What the softmax is of: (B, H, Q, Tk), fp32, masked keys -inf or as low as the mask says; at (B, Q)."""
         n_groups, n_keys, size = self.key.shape[1:]
-        chosen = self.query.gather(2, at[:, None, :, None].expand(-1, self.query.shape[1], -1, size)).float()
+        chosen = _taken(self.query, at).float()
         scale = self.options.get("scaling")
         chosen = chosen.unflatten(1, (n_groups, -1)) * (size**-0.5 if scale is None else scale)
-        logits = (chosen @ self.key.float().transpose(-1, -2)[:, :, None]).flatten(1, 2)
+        heads = chosen.shape[2:4]  # query heads of one key head, queries: one product, or each head would copy its keys
+        logits = chosen.flatten(2, 3) @ self.key.float().transpose(-1, -2)
+        logits = logits.unflatten(2, heads).flatten(1, 2)
         if cap := self.options.get("softcap"):
             logits = cap * torch.tanh(logits / cap)
         if isinstance(self.mask, Tensor) and self.mask.dim() == 4:
-            mask = self.mask.expand(len(at), -1, -1, -1)
-            mask = mask.gather(2, at[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))[..., :n_keys]
+            mask = _taken(self.mask.expand(len(at), -1, -1, -1), at)[..., :n_keys]
             return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
         return logits.masked_fill(~self._plainly_visible(at), -torch.inf)
 
@@ -112,6 +112,11 @@ class Call:
         if window := self.options.get("sliding_window"):
             seen &= keys > place - window
         return seen if self.mask is None else seen & self.mask[:, None, None, -n_keys:].bool()
+
+
+def _taken(values: Tensor, at: Tensor) -> Tensor:
+    """(B, H, Tq, ...) values of the queries at (B, Q): (B, H, Q, ...), row by row as a whole."""
+    return values.transpose(1, 2)[torch.arange(len(at), device=at.device)[:, None], at].transpose(1, 2)
 
 
 class Reader(Protocol):
