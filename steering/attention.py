@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch.nn.functional import pad
 
 from ..models.attention import PREFIX, Call, is_read, original, wanting_weights
 from ..scenes.errors import UserError
+from .dropping import left_at
 from .residual import Layers, finite
 from .steer import Edit
-from .where import Where
+from .where import Where, at_places
 
 _MASKED = torch.finfo(torch.float16).min / 2
 """No score is as low as this; masked ones are lower, whatever type the mask has."""
@@ -36,15 +38,15 @@ class VisualAttentionBoost:
         if finite("strength", self.strength) < 0:
             raise UserError(f"strength={self.strength} must be 0 (nothing is changed) or more; PAI has 0.2")
         return [
-            Edit(vlm.anatomy.attention(i), attend=self._attend)
+            Edit(vlm.anatomy.attention(i), attend=partial(self._attend, i))
             for i in attention_layers(self.layers, vlm, type(self).__name__)
         ]
 
-    def _attend(self, attend, where: Where, module, query, key, value, mask, **options):
+    def _attend(self, layer: int, attend, where: Where, module, query, key, value, mask, **options):
         chosen = where.mask("last_prompt", query.device) | where.mask("generated", query.device)
         if not self.strength or not chosen.any():
             return attend(module, query, key, value, mask, **options)
-        visual = at_keys(where.spans.visual, where, key)
+        visual = at_keys(where.spans.visual, where, key, layer)
 
         def change(rows: Rows) -> tuple[Tensor, Tensor]:
             seen = visual[:, None, None] & rows.seen
@@ -106,12 +108,15 @@ def change_rows(
     return out, weights
 
 
-def at_keys(positions: Tensor, where: Where, key: Tensor) -> Tensor:
-    """(B, T) bool over the prompt -> (B, Tk) over the keys that a layer has: cached, windowed, preallocated. Later ones are False."""
-    seen, n_keys = where.start + where.length, key.shape[2]
+def at_keys(positions: Tensor, where: Where, key: Tensor, layer: int) -> Tensor:
+    """(B, T) bool over the prompt -> (B, Tk) over the keys that a layer has: cached, windowed, preallocated, and without those
+    that interventions took out. Later ones are False."""
+    positions, seen, n_keys = positions.to(key.device), where.start + where.length, key.shape[2]
     if len(positions) != key.shape[0]:
         raise UserError(f"a pass of {key.shape[0]} rows is not of a prompt of {len(positions)}")
-    positions = pad(positions.to(key.device), (0, max(0, seen - positions.shape[1])))[:, :seen]
+    if (left := left_at(where, layer)) is not None and left.sliced:
+        positions, seen = at_places(positions, left.places), seen - left.length + left.places.shape[1]
+    positions = pad(positions, (0, max(0, seen - positions.shape[1])))[:, :seen]
     # a sliding window has forgotten the first keys; a static cache holds room for keys to come
     return positions[:, seen - n_keys :] if n_keys < seen else pad(positions, (0, n_keys - seen))
 

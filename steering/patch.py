@@ -12,7 +12,7 @@ from ..models.spans import Spans
 from ..models.trace import Trace, expand_sites
 from ..scenes.errors import UserError
 from .steer import Edit
-from .where import POSITIONS, Positions, Where, check_positions
+from .where import POSITIONS, Positions, Where, at_places, check_positions
 
 KINDS = ("resid_post", "attn_out", "mlp_out", "embed", "projector")
 
@@ -71,12 +71,13 @@ class Patch:
                 return output
             self._check(site, where, length)
             mask = self._mask(where, length).to(output.device)
-            if not mask.any():
-                return output
             here = values[:, where.start : where.start + mask.shape[1]].to(output.device, output.dtype)
             if len(output) % len(here):
                 raise UserError(f"the source has {len(here)} rows, this run {len(output)}: give one row, or as many")
             here = here.repeat_interleave(len(output) // len(here), 0)
+            if where.places is not None:  # other interventions took positions out
+                at = where.places.clamp(min=0).to(here.device)
+                mask, here = at_places(mask, where.places), here.gather(1, at[..., None].expand(-1, -1, here.shape[2]))
             patched = torch.where(mask[..., None], here, output[:, : mask.shape[1]])
             return torch.cat([patched, output[:, mask.shape[1] :]], 1)
 

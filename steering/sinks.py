@@ -13,7 +13,7 @@ from ..scenes.errors import UserError
 from .attention import Rows, at_keys, attention_layers, change_rows
 from .residual import Layers, finite
 from .steer import Edit
-from .where import Positions, Where, check_positions
+from .where import Positions, Where, at_places, check_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +71,20 @@ class SinkRedistribution:
             states = args[0] if args else kwargs["hidden_states"]
             prompt = (where.spans.real & ~where.spans.mask("answer", "generated")).to(states.device)
             here = prompt[:, where.start : where.start + where.length]
-            if here.shape[1]:
-                kept = where.memory.setdefault(self, {})
-                states = at_unit_rms(states[:, : here.shape[1]])
-                if (layer, "dims") not in kept:
-                    first = states[torch.arange(len(states)), here.long().argmax(1)]
-                    kept[layer, "dims"] = self._dims(first)
-                    kept[layer] = torch.zeros_like(prompt)
-                found = states.gather(2, kept[layer, "dims"][:, None].expand(-1, states.shape[1], -1)).abs().amax(-1)
-                kept[layer][:, where.start : where.start + where.length] = (found > self.tau) & here
+            if not here.shape[1]:  # decoding
+                return args, kwargs
+            at = torch.arange(here.shape[1], device=states.device).expand_as(here) + where.start
+            if where.places is not None:  # of what is left of the prompt
+                at, here = where.places.clamp(min=0).to(states.device), at_places(here, where.places)
+            kept = where.memory.setdefault(self, {})
+            states = at_unit_rms(states[:, : here.shape[1]])
+            if (layer, "dims") not in kept:
+                first = states[torch.arange(len(states)), here.long().argmax(1)]
+                kept[layer, "dims"] = self._dims(first)
+                kept[layer] = torch.zeros_like(prompt)
+            found = states.gather(2, kept[layer, "dims"][:, None].expand(-1, states.shape[1], -1)).abs().amax(-1)
+            row, column = torch.nonzero((found > self.tau) & here, as_tuple=True)
+            kept[layer][row, at[row, column]] = True
             return args, kwargs
 
         return before
@@ -96,7 +101,7 @@ class SinkRedistribution:
             chosen = where.mask(self.positions, query.device)
             if sinks is None or not sinks.any() or not chosen.any():
                 return plain(module, query, key, value, mask, **options)
-            visual, sinks = (at_keys(m, where, key)[:, None, None] for m in (where.spans.visual, sinks))
+            visual, sinks = (at_keys(m, where, key, layer)[:, None, None] for m in (where.spans.visual, sinks))
 
             def change(rows: Rows) -> tuple[Tensor, Tensor]:
                 return redistributed(rows.weights, visual, sinks, p=self.p, rho=self.rho, image_share=self.image_share)

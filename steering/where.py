@@ -65,7 +65,7 @@ class Where:
             if self.changed is not None:
                 mask = mask & self.changed.to(mask.device)[:, None]
             if self.places is not None:
-                mask = mask.gather(1, self.places.clamp(min=0).to(mask.device)) & (self.places >= 0).to(mask.device)
+                mask = at_places(mask, self.places)
             self._masks[key] = mask.to(device) if device is not None else mask
         return self._masks[key]
 
@@ -118,6 +118,11 @@ class Where:
 
     def _ahead(self) -> Tensor:
         return torch.arange(self.length, device=self.spans.labels.device) + self.start - self.spans.labels.shape[1]
+
+
+def at_places(mask: Tensor, places: Tensor) -> Tensor:
+    """A mask (B, T) at the places (B, n) of each row; where there is none (-1) False."""
+    return mask.gather(1, places.clamp(min=0).to(mask.device)) & (places >= 0).to(mask.device)
 
 
 def repeated(spans: Spans, batch: int) -> Spans:

@@ -7,6 +7,7 @@ from chiasm.models import open_vlm
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
 from chiasm.steering import SinkRedistribution, VisualAttentionBoost, steer
+from chiasm.steering.dropping import dropped_at
 
 from ..models.families import IMAGE, TEXT, _siglip, build, row
 from .attending import SEQUENCE, last_layer, mixed, narrow, scores, spied, tiny
@@ -179,6 +180,39 @@ def test_two_interventions_on_attention_act_one_on_the_other(organism):
     z = scores(both, 0, -1, keys)
     want = inner * torch.exp(0.5 * z.abs() * inputs.spans.visual[0])
     torch.testing.assert_close(both[4][0, :, -1].double(), want / want.sum(-1, keepdim=True), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize(
+    "boost", [VisualAttentionBoost(1.0, layers=(2, 3)), SinkRedistribution(tau=1.5, p=0.1, image_share=0.0, rho=1.0)]
+)
+def test_visual_tokens_that_were_taken_out_are_not_looked_for(organism, first, boost):
+    """Sliced away or hidden, what is left is changed alike, in the prompt and in every step that follows."""
+    samples = list(scene_samples(2, "test", "caption"))
+    inputs = organism.prepare([s.images for s in samples], [samples[0].prompt, "what is this ?"])
+    gone = torch.zeros_like(inputs.spans.visual)
+    for out, visual in zip(gone, inputs.spans.visual, strict=True):
+        out[torch.nonzero(visual).flatten()[::2]] = True
+
+    class Out:
+        def __init__(self, by):
+            self.by = by
+
+        def edits(self, vlm):
+            return dropped_at(vlm, first, lambda where: gone, by=self.by)
+
+    found = {}
+    for by in ("slice", "mask"):
+        for order in ((Out(by), boost), (boost, Out(by))):
+            with steer(organism, *order), torch.no_grad():
+                logits = organism.forward(inputs, use_cache=False).logits[:, -1]
+                found[by, order[0] is boost] = logits, organism.generate_ids(inputs, max_new_tokens=8, eos_token_id=-1)
+    (want, tokens), *others = found.values()
+    with steer(organism, Out("slice")), torch.no_grad():
+        assert not torch.allclose(organism.forward(inputs).logits[:, -1], want, atol=1e-3)
+    for logits, ids in others:
+        torch.testing.assert_close(logits, want, atol=2e-4, rtol=1e-4)
+        assert torch.equal(ids, tokens)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -7,6 +7,7 @@ from chiasm.models.trace import Trace
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
 from chiasm.steering import Patch, steer
+from chiasm.steering.dropping import dropped_at
 
 from ..models.families import FAMILIES, batch
 from .pairs import two_pictures
@@ -126,6 +127,22 @@ def test_generation_goes_on_from_the_patched_prompt(organism):
             assert torch.equal(organism.generate_ids(other, max_new_tokens=10, **more), want)
         beams = organism.generate_ids(other, max_new_tokens=10, num_beams=3)
     assert torch.equal(beams, organism.generate_ids(clean, max_new_tokens=10, num_beams=3))
+
+
+def test_positions_that_were_taken_out_are_left_out(organism):
+    a, b = scene_samples(2, "test", "caption")
+    clean, other = (organism.prepare([s.images], ["describe the image ."]) for s in (a, b))
+    patch = Patch(organism.trace(clean, ["blocks.1.resid_post"]), "blocks.1.resid_post", "image")
+    found = []
+    for by in ("slice", "mask"):
+
+        class Out:
+            def edits(self, vlm, by=by):
+                return dropped_at(vlm, 1, lambda where: where.spans.visual & (where.spans.col % 2 == 0), by=by)
+
+        found.append(logits(organism, other, Out(), patch)[:, -1])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found[0], logits(organism, other, Out())[:, -1], atol=1e-2)
 
 
 def test_bad_input_is_one_line(organism):
