@@ -71,3 +71,12 @@ def test_extended_appends_generated_positions():
 def test_a_name_that_is_no_span_is_refused():
     with pytest.raises(ValueError, match="the spans are bos, system"):
         spans([1, 2]).mask("imgae")
+
+
+def test_shuffled_labels_hang_on_the_rows_own_labels_and_keep_their_counts():
+    rows = [[1, 2, 3, 4, 9, 5, 6, 7, 8], [0, 0, 1, 2, 9, 3, 4, 5, 6]]
+    both, alone = (spans(*part).shuffled_indicators() for part in (rows, [rows[1][2:]]))
+    assert torch.equal(both[1, 2:], alone[0]) and not both[1, :2].any()
+    plain = spans(*rows)
+    assert torch.equal(both.sum(1), torch.stack([plain.mask("before").sum(1), plain.mask("after").sum(1)], 1).float())
+    assert torch.equal(both.sum(-1).bool(), plain.mask("before", "after"))

@@ -8,6 +8,7 @@ import torch
 from chiasm.models import open_vlm
 from chiasm.probes.logistic import auc, auc_interval, logistic_regression
 from chiasm.probes.map_statistics import (
+    descending,
     entropy_share,
     jaccard,
     jensen_shannon,
@@ -206,6 +207,13 @@ def clustered(n_clusters=300, size=6, effect=0.0, seed=0):
     x = own[0] + 0.3 * rng.normal(size=len(clusters))
     y = rng.random(len(x)) < 1 / (1 + np.exp(-(effect * x + 1.5 * own[1])))
     return x, y.astype(float), clusters
+
+
+def test_the_order_of_single_precision_is_that_of_a_stable_sort_with_ties_signs_and_both_zeros():
+    values = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    values[0, 0, :6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-45, -1e-45])
+    for maps in (values, values.double(), values[..., :1]):
+        assert torch.equal(descending(maps), maps.argsort(dim=-1, descending=True, stable=True))
 
 
 def test_coefficients_are_those_of_scikit_learn_without_penalty():
