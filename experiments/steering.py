@@ -102,7 +102,8 @@ def intro() -> tuple[str, ...]:
         "captions in two styles. It is made on training scenes and added at one layer at the prompt’s last position (captions: and at every "
         "word that follows), in lengths of the layer’s mean state norm.",
         f"Layer, recipe and scale were chosen on other training scenes. Controls of the same length: {RANDOM} random directions, {SHUFFLED} "
-        "differences of the same states under shuffled labels; and the plain model that is told in its prompt what to say.",
+        "differences of the same states under shuffled labels; and the plain model that is told in its prompt what to say. It was taught to follow instructions about captions, not about answers: "
+        "“answer no .” is in its words and is shown as measured.",
     )
 
 
@@ -132,7 +133,7 @@ def found(tables: dict[str, pd.DataFrame]) -> list[str]:
             f"{task} (layer {one['layer']}, {one['recipe']} states, {one['chosen']:g} state norms): {one['success']} {number(plain['mean'])} → "
             f"{number(success['mean'])} ({_interval(success)}); {one['retained']} {number(retained['mean'])}, {_signed(lost)} against plain. Random "
             f"directions: {number(random.mean())} ({number(random.min())} to {number(random.max())}); shuffled labels: at most {number(shuffled.max())}; "
-            f"asked in the prompt: {number(told['mean'])}."
+            f"asked in the prompt (“{one['instruction']}”): {number(told['mean'])}."
         )  # fmt: skip
         ratio, again = at(sweep, task, "perplexity_ratio", "minus plain").iloc[0], at(sweep, task, "repetition").iloc[0]
         unparsed = at(sweep, task, "unparsed").iloc[0]
@@ -150,10 +151,12 @@ def _more(sweep: pd.DataFrame, task: str) -> str:
     if len(words):
         asked = at(sweep, task, "style_words", kind="asked").iloc[0]
         return f"words of the style, a caption: {number(words.iloc[0]['mean'])} (asked in the prompt: {number(asked['mean'])})"
-    by_kind = {
-        m: at(sweep, task, m, "minus plain").iloc[0] for m in dict.fromkeys(sweep["measure"]) if m.startswith("right_")
-    }
-    told = [f"{m.removeprefix('right_')} {_signed(row)}" for m, row in by_kind.items() if row["n"]]
+    kinds = pick(sweep, task=task, what="minus plain", kind="steered")["measure"]
+    told = [
+        f"{measure.removeprefix('right_')} {_signed(at(sweep, task, measure, 'minus plain').iloc[0])}"
+        for measure in dict.fromkeys(kinds)
+        if measure.startswith("right_")
+    ]
     return "accuracy against plain by kind of question: " + ", ".join(told)
 
 
@@ -169,13 +172,15 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[Claim]:
                 f"{least['success']}, against the best of {len(over)} controls: {_signed(least)}", _above(least, 0.0),
             )
         )  # fmt: skip
-        lost = at(sweep, task, "retained", "minus plain").iloc[0]
-        made.append(
-            Claim(
-                f"… with little loss elsewhere (less than {100 * LITTLE:.0f} points)", SOURCE,
-                f"{lost['retained']}: {_signed(lost)}", _above(lost, -LITTLE),
+        lost, others = (at(sweep, task, measure, "minus plain") for measure in ("retained", "other_kinds"))
+        lost, others = lost.iloc[0], others[others["n"] < lost["n"].iloc[0]]
+        for row, where, name in [(lost, "elsewhere", lost["retained"])] + [
+            (row, "on other kinds of question", "accuracy") for _, row in others.iterrows()
+        ]:
+            less = f"less than {100 * LITTLE:.0f} points"
+            made.append(
+                Claim(f"… with little loss {where} ({less})", SOURCE, f"{name}: {_signed(row)}", _above(row, -LITTLE))
             )
-        )  # fmt: skip
         asked = at(
             sweep,
             task,

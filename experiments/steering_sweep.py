@@ -66,7 +66,9 @@ def swept(task, bench: Bench, direction: Direction, states, chosen: float, seed:
     rows += _rows(asked, plain, kind="asked", draw=0, scale=np.nan)
     rows += _rows(steered, asked, kind="asked", draw=0, scale=chosen, what="steered minus this")
     facts = {"task": task.name, "layer": direction.layer, "recipe": direction.card["recipe"], "chosen": chosen}
-    return pd.DataFrame(rows).assign(**facts, success=task.success, retained=task.retained)
+    return pd.DataFrame(rows).assign(
+        **facts, success=task.success, retained=task.retained, instruction=task.instruction
+    )
 
 
 def measured(task, bench: Bench, direction: Direction, scale: float, **options) -> Outcome:
@@ -103,7 +105,11 @@ def _rows(outcome: Outcome, against: Outcome, *, what: str = "minus plain", **fa
             rows.append({**facts, "measure": measure, "what": "value", **_estimate(values)})
         if measure not in against:
             continue
-        row = _estimate(values.double() - against[measure].double(), difference=True)
+        row = _estimate(
+            values.double() - against[measure].double(),
+            share=_is_share(values) and _is_share(against[measure]),
+            difference=True,
+        )
         if measure.startswith("loss"):
             row |= {name: float(np.exp(row[name])) for name in ("mean", "low", "high")}
             measure = measure.replace("loss", "perplexity_ratio")
@@ -111,12 +117,26 @@ def _rows(outcome: Outcome, against: Outcome, *, what: str = "minus plain", **fa
     return rows
 
 
-def _estimate(values: Tensor, difference: bool = False) -> dict:
-    """Shares with Wilson's interval, other means and differences with Student's; scenes that do not count are left out."""
+def _estimate(values: Tensor, *, share: bool | None = None, difference: bool = False) -> dict:
+    """Shares with Wilson's interval, other means and differences with Student's; scenes that do not count are left out.
+
+    Where no scene differs from another in a difference of shares, Student's interval is a point: then it reaches as far as
+    Wilson's does for none in n.
+    """
     counted = values[values.isfinite()]
-    share = not difference and len(counted) > 0 and bool(((counted == 0) | (counted == 1)).all())
-    made: Estimate = proportion(counted) if share else mean_over_samples(powers(values).sum(0))
-    return {"mean": float(made.mean), "low": float(made.low), "high": float(made.high), "n": int(made.n)}
+    share = _is_share(values) if share is None else share
+    made: Estimate = proportion(counted) if share and not difference else mean_over_samples(powers(values).sum(0))
+    row = {"mean": float(made.mean), "low": float(made.low), "high": float(made.high), "n": int(made.n)}
+    if share and difference and len(counted) > 1 and bool((counted == counted[0]).all()):
+        reach = float(proportion(torch.zeros(len(counted))).high)
+        row |= {"low": max(row["mean"] - reach, -1.0), "high": min(row["mean"] + reach, 1.0)}
+    return row
+
+
+def _is_share(values: Tensor) -> bool:
+    """Whether every scene that counts is a hit or a miss."""
+    counted = values[values.isfinite()]
+    return len(counted) > 0 and bool(((counted == 0) | (counted == 1)).all())
 
 
 def shown(task, bench: Bench, direction: Direction, scale: float, n: int = 3) -> list[dict]:

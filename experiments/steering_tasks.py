@@ -112,7 +112,7 @@ class Turn:
 
     def outcome(self, bench: Bench, answers: Sequence[str]) -> Outcome:
         """success: of plain `source` answers, those that are `target` now. retained: other questions answered rightly, of all
-        kinds and (`right_...`) of each."""
+        kinds, of kinds other than what is turned (`other_kinds`), and of each (`right_...`)."""
         values: dict[str, list[float]] = {name: [] for name in ("success", "retained", "unparsed")}
         for kind, sample, before, i in bench.asked((*KINDS, self.kind)):
             steered, was, now = kind == self.kind, first(before) == self.source, first(answers[i])
@@ -120,11 +120,12 @@ class Turn:
             values["retained"].append(float(now == sample.answer) if not steered and not was else torch.nan)
             values["unparsed"].append(float(answers[i] not in ANSWERS[sample.truth["kind"]]))
         outcome = {name: torch.tensor(each) for name, each in values.items()}
-        kinds = [kind for kind, *_ in bench.asked((*KINDS, self.kind))]
-        for kind in KINDS:
-            of_kind = torch.tensor([one == kind for one in kinds])
-            right = outcome["retained"].where(of_kind, torch.nan)
-            outcome |= {f"right_{kind}": right} if right.isfinite().any() else {}
+        asked = [(kind, sample.truth["kind"]) for kind, sample, *_ in bench.asked((*KINDS, self.kind))]
+        own = {kind for key, kind in asked if key == self.kind}
+        parts = {"other_kinds": set(KINDS) - own} | {f"right_{kind}": {kind} for kind in KINDS}
+        for name, kinds in parts.items():
+            right = outcome["retained"].where(torch.tensor([kind in kinds for _, kind in asked]), torch.nan)
+            outcome |= {name: right} if right.isfinite().any() else {}
         return outcome
 
     def measure(self, bench: Bench, *, all_of_it: bool = True) -> Outcome:

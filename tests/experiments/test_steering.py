@@ -34,7 +34,7 @@ def done(tmp_path_factory, organism):
     with pytest.MonkeyPatch.context() as few:
         for name, value in {"SCALES": (0.0, 0.7, 1.0), "TRIED": (0.7, 1.0), "RANDOM": 2, "SHUFFLED": 1}.items():
             few.setattr(steering_sweep, name, value)
-        return study(organism, limit=8, root=tmp_path_factory.mktemp("runs"), tasks=(TASKS[0], TASKS[2]))
+        return study(organism, limit=8, root=tmp_path_factory.mktemp("runs"), tasks=TASKS[:3])
 
 
 def pushed(vlm, positions, scale=0.5):
@@ -91,6 +91,7 @@ def test_what_counts_as_turned_and_as_retained():
     torch.testing.assert_close(yes_no["unparsed"], torch.tensor([0.0, 0, 0, 0, 0, 1]))
     colour = Turn("", "white", "white", "black").outcome(bench, said)
     torch.testing.assert_close(colour["success"], torch.tensor([nan, nan, nan, nan, nan, nan, 1]), equal_nan=True)
+    torch.testing.assert_close(colour["other_kinds"], torch.tensor([0, 1, 1, nan, nan, 1, nan]), equal_nan=True)
     torch.testing.assert_close(colour["retained"], torch.tensor([0, 1, 1, 1, nan, 1, nan]), equal_nan=True)
 
 
@@ -116,6 +117,8 @@ def test_differences_are_paired_and_perplexities_ratios():
     ratio = rows["perplexity_ratio", "minus plain"]
     assert [ratio[k] for k in ("mean", "low", "high")] == pytest.approx([math.exp(0.5)] * 3)
     assert ("loss", "value") not in rows
+    same = steering_sweep._rows({"success": torch.ones(10)}, {"success": torch.zeros(10)}, kind="steered")[1]
+    assert same["mean"] == same["high"] == 1 and same["low"] == pytest.approx(1 - 1.959964**2 / (10 + 1.959964**2))
 
 
 def test_controls_have_the_length_of_the_direction_and_nothing_of_its_labels(organism):
@@ -151,7 +154,7 @@ def test_scenes_of_directions_choice_and_test_are_apart(organism):
 
 def test_a_complete_run_with_its_directions(done, organism):
     kept = load_run(done.path)
-    assert kept.finished and len(done.found) == 4 and len(done.claims) == 6
+    assert kept.finished and len(done.found) == 6 and len(done.claims) == 10
     table = kept.read_table("sweep")
     zero = table[(table["kind"] == "steered") & (table["scale"] == 0) & (table["what"] == "minus plain")]
     assert set(zero["measure"]) >= {"success", "retained", "perplexity_ratio", "repetition", "unparsed"}
@@ -161,11 +164,11 @@ def test_a_complete_run_with_its_directions(done, organism):
         and (table["n"][table["measure"].isin(["success", "retained"])] >= 1).all()
     )
     selection = kept.read_table("selection")
-    assert selection.groupby("task")["chosen"].sum().tolist() == [1, 1]
+    assert selection.groupby("task")["chosen"].sum().tolist() == [1, 1, 1]
     for _, rows in selection.groupby("task"):
         least = rows[["success", "retained"]].min(axis=1)
         assert least[rows["chosen"]].iloc[0] == least.max()
-    for name in ("yes-to-no", "colour-style"):
+    for name in ("yes-to-no", "white-to-black", "colour-style"):
         direction = Direction.load(done.path / "arrays" / name)
         with steer(organism, AddDirection(direction, scale=direction.card["scale"], units="norm")):
             organism.generate(organism.prepare([None], ["is there a cup ?"]), max_new_tokens=2)
