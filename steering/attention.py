@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..models.attention import PREFIX, Call, is_read, original, wanting_weights
 from ..scenes.errors import UserError
 from .dropping import left_at
-from .residual import Layers, finite
+from .residual import Layers, checked_layers, finite
 from .steer import Edit
 from .where import Where, at_places
 
@@ -135,9 +135,7 @@ def attention_layers(layers: Layers | None, vlm, name: str) -> list[int]:
         if not chosen:
             raise UserError(f"{name} acts from layer 2 on, this model has none there with a softmax: give layers=")
         return chosen
-    chosen = sorted({anatomy.check_layer(one) for one in ([layers] if isinstance(layers, int) else layers)})
-    if not chosen:
-        raise UserError("layers=[] names no layer: give one or more")
+    chosen = checked_layers(layers, vlm)
     if linear := [i for i in chosen if kinds[i] == "linear"]:
         softmax = [i for i in range(anatomy.n_layers) if kinds[i] != "linear"]
         raise UserError(f"layer {linear[0]} is linear attention, without weights to change: choose among {softmax}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..probes.concept_files import load_pair, save_pair
@@ -51,7 +52,10 @@ class Direction:
     def load(cls, path: str | Path) -> Direction:
         """What `save` wrote; nothing but numbers and JSON is read. Raises UserError for files that are missing or damaged."""
         tensors, card = load_pair(_stem(path), "direction", ("vector",))
-        return cls(tensors["vector"], card["layer"], card)
+        layer = card.get("layer")
+        if not isinstance(layer, int):
+            raise UserError(f"direction {str(path)!r} is damaged (its card has no layer): save it anew")
+        return cls(tensors["vector"], layer, card)
 
 
 def difference_direction(base: Tensor, target: Tensor) -> Tensor:
@@ -83,15 +87,16 @@ def direction_between(vlm, base: Tensor, target: Tensor, layer: int, **card) -> 
 
 
 def direction_from_pairs(
-    vlm, images: Sequence, pairs: Sequence[tuple[str, str]], layer: int, *, batch_size: int = 16, **card
+    vlm, images: Sequence | Image.Image | None, pairs: Sequence[tuple[str, str]], layer: int, *, batch_size: int = 16, **card
 ) -> Direction:  # fmt: skip
     """The mean difference, over pictures and (base, target) pairs of prompts, of the state of the prompt's last position.
 
-    images: one picture (or None) for every pair, or one list for all pairs together: every pair is asked of every picture.
+    images: pictures, one picture, or None for none: every pair is asked of every picture.
     """
     if not pairs:
         raise UserError("pairs is empty: give at least one (base, target) pair of prompts")
-    asked = [(image, pair) for image in (images or [None]) for pair in pairs]
+    images = [images] if images is None or isinstance(images, Image.Image) else list(images) or [None]
+    asked = [(image, pair) for image in images for pair in pairs]
     layer = vlm.anatomy.check_layer(layer)
     read = []
     for k in (0, 1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -102,7 +103,8 @@ class NormPreservingAdd:
 class Rotate:
     """Turns h by `angle` degrees towards the direction, in the plane of both, at the same length.
 
-    0 leaves it; a state already along the direction stays. A state that lies opposite has no such plane and stays, too.
+    0 leaves it; more than lies between the two leads past it. A state along the direction stays, and one opposite, which has
+    no such plane.
     """
 
     direction: Vector
@@ -119,9 +121,12 @@ class Rotate:
             length = states.norm(dim=-1, keepdim=True)
             own = states / length.clamp_min(1e-12)
             beside = towards - (own @ towards)[..., None] * own
+            beside = (
+                beside - (beside * own).sum(-1, keepdim=True) * own
+            )  # rounding leaves a part along a state close to it
             size = beside.norm(dim=-1, keepdim=True)
             turned = length * (math.cos(radians) * own + math.sin(radians) * beside / size.clamp_min(1e-12))
-            return torch.where(size > 1e-6, turned, states) if radians else states
+            return torch.where(size > 1e-5, turned, states) if radians else states
 
         return _at_blocks(self, vlm, self.direction, change)
 
@@ -165,7 +170,7 @@ def unit_vector(direction: Vector, vlm) -> Tensor:
 
 def finite(name: str, value: float) -> float:
     """The number, or UserError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"{name}={value!r} must be a finite number")
     return float(value)
 
@@ -176,10 +181,15 @@ def layers_of(layer: Layers | None, direction, vlm) -> list[int]:
         if not isinstance(direction, Direction):
             raise UserError("layer= is missing: a bare tensor does not say at which layer it acts")
         layer = direction.layer
-    chosen = [layer] if isinstance(layer, int) else list(layer)
+    return checked_layers(layer, vlm)
+
+
+def checked_layers(layers: Layers, vlm) -> list[int]:
+    """The layers, each once, in order. Raises UserError for none, and for one outside the model."""
+    chosen = [layers] if isinstance(layers, Integral) else list(layers)
     if not chosen:
         raise UserError("layer=[] names no layer: give one or more")
-    return sorted({vlm.anatomy.check_layer(one) for one in chosen})
+    return sorted({vlm.anatomy.check_layer(int(one)) for one in chosen})
 
 
 def _along(states: Tensor, unit: Tensor) -> Tensor:
