@@ -3,7 +3,7 @@
 Both give the other positions the same states. "slice" saves the compute: blocks run on fewer rows and their caches are
 shorter; before the final norm the rows are put back, those taken out as they were when they left, so that logits keep their
 shape. "mask" keeps every site's shape, so that every lens can look: from the rows that go on the columns are hidden, and the
-rows taken out go on among themselves. Sliding windows count the positions that are left.
+rows taken out go on among themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from ..models.attention import PREFIX, decoder_config
 from ..models.trace import sites_read
 from ..scenes.errors import UserError
+from .left import Left, left_of, prompt_mask, rows_at, step_mask
 from .steer import Edit
 from .where import Where
 
@@ -26,20 +27,6 @@ _DROPS = "drops"
 
 Which = Callable[[Where], Tensor | None]
 """Which positions (B, T) of a prompt are taken out, asked once at the decoder's input; None for none."""
-
-
-@dataclass(frozen=True)
-class Left:
-    """What a block sees of a prompt of `length` positions. places: (B, n) positions that are there, in order; where some were
-    sliced away padding goes with them, and a row that has fewer than another begins with -1. seen: (B, n) which of them may
-    be seen; apart: (B, n) rows that are none of the others' business.
-    """
-
-    places: Tensor
-    seen: Tensor
-    apart: Tensor
-    length: int
-    sliced: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,6 @@ def dropped_at(vlm, first: int, which: Which, *, by: str = "slice", reindex: boo
             _check_unread(first)
         drops = where.memory.setdefault(_DROPS, [])
         drops.append(_Drop(first, gone, by))
-        where.held.pop("left", None)
         where.memory["length"] = where.length
         read = left_at(where, attention)
         where.memory["dropped"] = where.length - read.places.shape[1] if read is not None else 0
@@ -93,22 +79,16 @@ def left_at(where: Where, block: int) -> Left | None:
 
 
 def _left(where: Where, drops: list[_Drop]) -> Left:
-    none = torch.zeros_like(drops[0].gone)
-    sliced, hidden = none.clone(), none.clone()
+    sliced, hidden = torch.zeros_like(drops[0].gone), torch.zeros_like(drops[0].gone)
     for drop in drops:
         sliced, hidden = (sliced | drop.gone, hidden) if drop.by == "slice" else (sliced, hidden | drop.gone)
-    real = where.spans.real.to(none.device)[:, : where.length]
-    real = pad(real, (0, where.length - real.shape[1]), value=True)
-    seen = real & ~sliced & ~hidden
-    if not sliced.any():
-        places = torch.arange(where.length, device=none.device).expand_as(none)
-        return Left(places, seen, hidden, where.length, False)
-    there = real & ~sliced
-    n = int(there.sum(1).max())
-    places = there.int().argsort(dim=1, stable=True)[:, where.length - n :]  # what is out comes first
-    there = there.gather(1, places)
-    places, apart = torch.where(there, places, -1), hidden.gather(1, places) | ~there
-    return Left(places, seen.gather(1, places.clamp(min=0)) & there, apart, where.length, True)
+    return left_of(_real(where, sliced.device), sliced, hidden)
+
+
+def _real(where: Where, device) -> Tensor:
+    """(B, T) what is no padding, of a prompt and of what a pass without a cache reads behind it."""
+    real = where.spans.real[:, : where.length]
+    return pad(real, (0, where.length - real.shape[1]), value=True).to(device)
 
 
 # -- the decoder's input -----------------------------------------------------------------------------------------------
@@ -123,7 +103,7 @@ def _with_positions(kwargs: dict, where: Where, gone: Tensor | None) -> dict:
         ids = torch.arange(length, device=device)[None]
     ids = ids.expand(*ids.shape[:-2], batch, length)
     if gone is not None:
-        real = pad(where.spans.real[:, :length], (0, max(0, length - where.spans.real.shape[1])), value=True).to(device)
+        real = _real(where, device)
         begin = ids.masked_fill(~real, length).amin(1, keepdim=True)
         ids = torch.where(real, begin + (real & ~gone.to(device)).long().cumsum(1) - 1, ids).clamp(min=0)
         kwargs = kwargs | {"position_ids": ids}
@@ -140,13 +120,7 @@ def _with_positions(kwargs: dict, where: Where, gone: Tensor | None) -> dict:
 def _later(kwargs: dict, where: Where) -> dict:
     """Positions of a step that is decoded: models count them by a cache, which may be shorter now."""
     memory = where.memory
-    if _DROPS not in memory:
-        if where.spans is not None and where.start < where.spans.labels.shape[1] and where.mask("image").any():
-            raise UserError(
-                "a prompt read in several passes cannot lose its visual tokens: leave out prefill_chunk_size"
-            )
-        return kwargs
-    if not (memory["dropped"] or memory.get("reindexed")):
+    if _DROPS not in memory or not (memory["dropped"] or memory.get("reindexed")):
         return kwargs
     ahead = torch.arange(where.length, device=memory["next"].device) + where.start - memory["length"]
     return kwargs | {"position_ids": memory["next"] + ahead}
@@ -191,8 +165,8 @@ def _at_block(anatomy, block: int) -> Edit:
         if left.sliced and where.places is not left.places:
             where.held["full"] = full = _put_back(where, states)
             where.places = left.places
-            states = _rows(full, left.places)
-        new = _once(where, ("mask", block if linear else "", id(kwargs.get("attention_mask")), id(left)), lambda: _prompt_mask(
+            states = rows_at(full, left.places)
+        new = _once(where, ("mask", block if linear else "", id(kwargs.get("attention_mask")), id(left)), lambda: prompt_mask(
             kwargs.get("attention_mask"), left, states, flat=linear or _flash(anatomy)
         ))  # fmt: skip
         kwargs = kwargs | {"attention_mask": new}
@@ -228,53 +202,15 @@ def _leave(args: tuple, kwargs: dict, where: Where):
     return (states, *args[1:]), kwargs
 
 
-def _rows(values: Tensor, places: Tensor, dim: int = 1) -> Tensor:
-    """values (B or 1, ..., T at `dim`, ...) at the places of each row."""
-    places = places.clamp(min=0).to(values.device)
-    batch = len(places)
-    values = values.expand(batch, *values.shape[1:])
-    if batch == 1:
-        return values.index_select(dim, places[0])
-    shape = [1] * values.dim()
-    shape[0], shape[dim] = places.shape
-    sizes = list(values.shape)
-    sizes[dim] = places.shape[1]
-    return values.gather(dim, places.view(shape).expand(sizes))
-
-
 def _sliced(name: str, value, left: Left):
     if name == "position_ids" and isinstance(value, Tensor):
-        axes = [_rows(axis, left.places) for axis in (value if value.dim() == 3 else value[None])]
+        axes = [rows_at(axis, left.places) for axis in (value if value.dim() == 3 else value[None])]
         return torch.stack(axes) if value.dim() == 3 else axes[0]
     if name == "position_embeddings" and value is not None:
-        return tuple(_rows(part, left.places, part.dim() - 2) for part in value)
+        return tuple(rows_at(part, left.places, part.dim() - 2) for part in value)
     if isinstance(value, Tensor) and value.dim() > 1 and name != "hidden_states":
         raise UserError(f"this model hands {name} to its blocks, which cannot be sliced: use by='mask'")
     return value
-
-
-def _prompt_mask(mask: Tensor | None, left: Left, states: Tensor, *, flat: bool) -> Tensor | None:
-    """The mask of a block that reads what is left of a prompt. flat: (B, keys), else (B, 1, queries, keys)."""
-    if mask is None:
-        if bool(left.seen.all()):
-            return None  # causal as before
-        if flat:
-            return left.seen.to(states.device).long()
-        length = left.length
-        mask = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()[None, None]
-    seen, apart = left.seen.to(mask.device), left.apart.to(mask.device)
-    if mask.dim() == 2:
-        return _rows(mask, left.places) * seen.to(mask.dtype)
-    room = mask.shape[-1] - left.length  # of a static cache, for what comes
-    if room < 0:
-        raise UserError("a static cache shorter than the prompt cannot lose positions: leave out cache_implementation")
-    mask = mask.expand(len(seen), -1, -1, -1)
-    if left.sliced:
-        rows = _rows(mask, left.places, 2)
-        columns = _rows(rows[..., : left.length], left.places, 3)
-        mask = pad(columns, (0, left.length - columns.shape[-1] + room), value=_hidden(mask)) if room else columns
-    hide = pad(~seen, (0, mask.shape[-1] - seen.shape[1]))[:, None, None] & ~apart[:, None, :, None]
-    return mask.masked_fill(hide, _hidden(mask))
 
 
 def _step_mask(
@@ -286,28 +222,6 @@ def _step_mask(
         left, where.start, where.length, keys, offset, window, states.device, states.dtype, _flash(anatomy)
     )
     return _once(where, ("step", id(left), keys, offset, window, states.device), make)
-
-
-def step_mask(left: Left, start, query, keys, offset, window, device, dtype, flat: bool) -> Tensor | None:
-    """Additive (B, 1, query, keys) or, flat, (B, keys) of 0 and 1; None where all is seen. `keys` columns from `offset` on of
-    what is left of the prompt and what came after it; a static cache has room behind."""
-    later = start + query - left.length
-    seen = pad(left.seen.to(device), (0, later), value=True)
-    end = seen.shape[1]
-    column = torch.arange(offset, offset + keys, device=device)
-    row = torch.arange(end - query, end, device=device)[:, None]
-    near = (column <= row) & (column > row - window) if window else column <= row  # (query, keys)
-    seen = pad(seen, (0, max(0, offset + keys - end)))[:, offset : offset + keys]
-    if flat:
-        return None if bool(seen.all()) else seen.long()
-    visible = near[None] & seen[:, None]
-    if bool(visible.all()):
-        return None
-    return torch.zeros(visible.shape, device=device, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def _hidden(mask: Tensor):
-    return 0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
 
 
 def _flash(anatomy) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from chiasm.models import open_vlm
+from chiasm.models.passes import telling
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
 from chiasm.steering import AddDirection, VisualExit, steer
@@ -212,3 +213,37 @@ def test_bad_input_is_one_line(organism):
     mllama = open_vlm(model=build("mllama")[0])
     with pytest.raises(UserError, match="cross-attention, so that no position"), steer(mllama, VisualExit(1)):
         pass
+
+
+def test_only_rows_that_are_to_be_changed_lose_their_picture():
+    model, tensors, _ = batch("llava", "left")
+    vlm = open_vlm(model=model)
+    inputs = vlm.from_tensors(**tensors)
+    plain, out = logits(vlm, inputs), logits(vlm, inputs, VisualExit(0))
+    rest = inputs.spans.real & ~inputs.spans.visual
+    for by in ("slice", "mask"):
+        with torch.no_grad(), telling(inputs.spans, torch.tensor([True, False])), steer(vlm, VisualExit(0, by=by)):
+            mixed = model(**tensors).logits
+        for row, want in enumerate((out, plain)):
+            torch.testing.assert_close(mixed[row][rest[row]], want[row][rest[row]], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "aya_vision"])
+def test_sliding_windows_shorter_than_the_prompt_count_what_was_there(name):
+    model, tensors, _ = batch(name, "left")
+    config = model.config.get_text_config()
+    config.sliding_window = 6
+    for block in model.model.language_model.layers:
+        if block.self_attn.sliding_window:
+            block.self_attn.sliding_window = 6
+    vlm = open_vlm(model=model)
+    inputs, options = vlm.from_tensors(**tensors), OPTIONS | {"max_new_tokens": 8, "min_new_tokens": 8}
+    rest = inputs.spans.real & ~inputs.spans.visual
+    for after in ("embed", 0):
+        found = [logits(vlm, inputs, VisualExit(after, by=by))[rest] for by in ("slice", "mask")]
+        torch.testing.assert_close(*found, atol=2e-6, rtol=1e-5)
+        with steer(vlm, VisualExit(after, by="mask")):
+            want = vlm.generate_ids(inputs, **options)
+        with steer(vlm, VisualExit(after)):
+            assert torch.equal(vlm.generate_ids(inputs, **options), want)
+            assert torch.equal(vlm.generate_ids(inputs, use_cache=False, **options), want)
