@@ -7,6 +7,7 @@ from .exit import VisualExit
 from .patch import Patch
 from .prune import PruneVisual
 from .residual import AblateDirection, AddDirection, AffineAblate, NormPreservingAdd, Rotate, When
+from .selection import select_directions, try_directions
 from .sinks import SinkRedistribution
 from .skip import SkipAttention, SkipBlock, SkipFFN
 from .steer import steer
@@ -28,5 +29,7 @@ __all__ = [
     "VisualExit",
     "When",
     "causal_trace",
+    "select_directions",
     "steer",
+    "try_directions",
 ]
