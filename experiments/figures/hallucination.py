@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
-from ..style import BLACK, BLUE, GREEN, GREY, LOOKS, ORANGE, Look
+from ..style import BLACK, BLUE, GREY, LOOKS, ORANGE, PURPLE, SKY, Look
 from .chart import Chart, Figure, Line, Panel, Points
 from .rows import pick
 
@@ -16,6 +18,15 @@ SWEPT = {
     "damro": ("DAMRO", LOOKS[0]),
     "no-image": ("no picture", LOOKS[1]),
     "random-tokens": ("random tokens", LOOKS[2]),
+}
+
+
+POINTS = {
+    "greedy": ("greedy", Look(BLACK, "D", "")),
+    "sampling": ("sampling", Look(GREY, "^", "")),
+    "vcd": ("VCD", Look(PURPLE, "v", "")),
+    "pai": ("PAI", Look(SKY, "P", "")),
+    "m3id": ("M3ID", Look(ORANGE, "X", "")),
 }
 
 
@@ -43,7 +54,7 @@ def pope(table: pd.DataFrame) -> Figure:
         Chart(
             panels,
             f"n = {int(greedy['n']):,} questions, greedy accuracy {greedy['mean']:.3f}; whiskers: paired 95 % interval over pictures",
-            height=0.9 + 0.26 * len(panels[0].y_ticks[0]),
+            height=1.2 + 0.26 * len(panels[0].y_ticks[0]),
         ),
     )
 
@@ -55,22 +66,13 @@ def chair(table: pd.DataFrame) -> Figure:
     for key, (label, look) in SWEPT.items():
         names = [n for n in (f"{key}-a0.5", key, f"{key}-a1", f"{key}-a2") if n in rows["recall"].index]
         x, y = ([float(rows[metric].loc[n, "mean"]) * 100 for n in names] for metric in ("recall", "chair_i"))
-        order = sorted(range(len(names)), key=lambda i: x[i])
-        made.append(Line([x[i] for i in order], [y[i] for i in order], label, look))
-    shown = [("greedy", "greedy", Look(BLACK, "D", "")), ("sampling", "sampling", LOOK["sampled"])]
-    shown += [
-        (name, MITIGATIONS[name], Look(GREEN, "v", ""))
-        for name in ("vcd", "pai", "m3id")
-        if name in rows["recall"].index
-    ]
-    for method, label, look in shown:
-        x, y = (rows[metric].loc[method] for metric in ("recall", "chair_i"))
-        made.append(
-            Points(
-                [100 * x["mean"]], [100 * y["mean"]], "", look, [100 * x["low"]], [100 * x["high"]], [100 * y["low"]],
-                [100 * y["high"]], [label],
-            )
-        )  # fmt: skip
+        made.append(Line(x, y, f"{label}, strength 0.5, 1, 2", look))
+    for method, (label, look) in POINTS.items():
+        x, y = (
+            100 * rows[metric].loc[method, ["mean", "low", "high"]].astype(float) for metric in ("recall", "chair_i")
+        )
+        whiskers = [[v] for v in (x["low"], x["high"], y["low"], y["high"])] if method == "greedy" else []
+        made.append(Points([x["mean"]], [y["mean"]], label, look, *whiskers))
     n = int(rows["recall"]["n"].max())
     return Figure(
         "chair_against_recall",
@@ -80,7 +82,7 @@ def chair(table: pd.DataFrame) -> Figure:
         "CHAIR_i against recall for greedy, sampling, mitigations, and curves over strength for DAMRO, no picture and random tokens.",
         Chart(
             [Panel("Descriptions of scenes", "objects of the picture mentioned (%)", "mentions made up, CHAIR_i (%)", made, direct=False)],
-            f"n = {n:,} descriptions a method; whiskers: 95 % interval over pictures",
+            f"n = {n:,} descriptions a method; whiskers of greedy: 95 % interval over pictures (paired ones: next figure)",
             columns=1,
             height=3.9,
         ),
@@ -92,7 +94,7 @@ def length(table: pd.DataFrame) -> Figure:
     panels = []
     for split, title in (("all", "As they are"), ("same length", "At equal length")):
         (panel,) = _differences(pick(table, split=split), {"chair_i": title}, "CHAIR_i, points against greedy", 100)
-        panels.append(panel)
+        panels.append(panel if not panels else _bare(panel))
     n = int(table["n"].max())
     return Figure(
         "at_equal_length",
@@ -102,8 +104,8 @@ def length(table: pd.DataFrame) -> Figure:
         "Differences in CHAIR_i from greedy decoding, for captions as they are and cut to equal length.",
         Chart(
             panels,
-            f"n = {n:,} descriptions a method (sampled ones: the first seed); whiskers: paired 95 % interval over pictures",
-            height=0.9 + 0.26 * len(panels[0].y_ticks[0]),
+            f"n = {n:,} descriptions a method; whiskers: paired 95 % interval over pictures",
+            height=1.2 + 0.26 * len(panels[0].y_ticks[0]),
         ),
     )
 
@@ -135,8 +137,15 @@ def _differences(table: pd.DataFrame, metrics: dict[str, str], x_label: str, sca
                         values[2],
                     )
                 )
-        ticks = (list(places.values()), [methods[m][0] if not i or len(metrics) == 1 else "" for m in order])
-        panels.append(
-            Panel(title, x_label, "", marks, upright=(0.0, ""), y_ticks=ticks, y_limits=(-0.7, len(order) + 0.6), direct=False)
-        )  # fmt: skip
+        ticks = (list(places.values()), [methods[m][0] for m in order])
+        panel = Panel(
+            title, x_label, "", marks, upright=(0.0, ""), y_ticks=ticks, y_limits=(-0.7, len(order) + 2.2), direct=False
+        )
+        panels.append(_bare(panel) if i else panel)
     return panels
+
+
+def _bare(panel: Panel) -> Panel:
+    """The panel beside another one with the same rows: without their names and without a legend."""
+    marks = [replace(mark, label="") for mark in panel.marks]
+    return replace(panel, marks=marks, y_ticks=(panel.y_ticks[0], [""] * len(panel.y_ticks[0])))
