@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..scenes.claims import CATEGORY_OF, LIGHTS, agreeing, read_claims, readable, scenery
 from ..scenes.errors import UserError
-from ..scenes.words import NUMBERS, PLURALS
+from ..scenes.words import NUMBERS, PLURALS, with_article
 from ..scenes.world import CATEGORIES, COLOURS, COLUMNS, PLACES, RELATIONS, ROWS, SIZES
 
 MASK = "[MASK]"
@@ -60,6 +60,16 @@ class MaskedText:
         return first + "".join(string + piece for string, piece in zip(strings, rest, strict=True))
 
 
+_KIND_OF = {
+    "category": "object", "a": "object", "b": "object", "place": "object", "relation": "relation", "row": "relation",
+    "column": "relation",
+}  # fmt: skip
+_SLOT_WORDS = {
+    "colour": COLOURS, "size": SIZES, "row": ROWS, "column": COLUMNS, "place": PLACES, "light": LIGHTS,
+    "relation": RELATIONS,
+}  # fmt: skip
+
+
 class Masker(Protocol):
     """Finds what can be masked, what could stand in a mask, and mends a filled text's agreement (a or an)."""
 
@@ -78,10 +88,6 @@ class SceneMasker:
     """
 
     name = "scene-grammar"
-    _KINDS = {"category": "object", "a": "object", "b": "object", "place": "object", "relation": "relation",
-              "row": "relation", "column": "relation"}  # fmt: skip
-    _WORDS = {"colour": COLOURS, "size": SIZES, "row": ROWS, "column": COLUMNS, "place": PLACES, "light": LIGHTS,
-              "relation": RELATIONS}  # fmt: skip
 
     def spans(self, text: str) -> list[Span]:
         if not readable(text):
@@ -99,7 +105,7 @@ class SceneMasker:
                     continue
                 if field.slot in ("category", "a", "b") and not alone and CATEGORY_OF[field.value] in again:
                     continue
-                kind = self._KINDS.get(field.slot, "attribute")
+                kind = _KIND_OF.get(field.slot, "attribute")
                 found.append(Span(field.start, field.end, kind, field.slot))
         return found
 
@@ -109,7 +115,7 @@ class SceneMasker:
             return list(NUMBERS[2:6])  # the noun stays plural
         if span.slot in ("category", "a", "b"):
             return list(CATEGORIES) if word in CATEGORIES else [PLURALS[category] for category in CATEGORIES]
-        return list(self._WORDS[span.slot])
+        return list(_SLOT_WORDS[span.slot])
 
     def agree(self, text: str) -> str:
         return agreeing(text)
@@ -150,8 +156,6 @@ class WordMasker:
         return [_in_case(other, word) for other in self.slots[span.slot][1]]
 
     def agree(self, text: str) -> str:
-        from ..scenes.words import with_article
-
         def mend(match: re.Match) -> str:
             article = with_article(match[2]).split()[0]
             return (article.capitalize() if match[1][0].isupper() else article) + " "

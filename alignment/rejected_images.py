@@ -19,8 +19,11 @@ from ..scenes.things import CATEGORIES, COLOURS, COLUMNS, PLACES, ROWS, SIZES, T
 from ..scenes.world import Scene
 from .infill import Shown
 
-KINDS = ("retrieved", "counterfactual", "random", "crop", "noise", "patch-mask", "blank")
-"""The first three show something else, of which the rejected text can be read; for the others it is read off a retrieved picture."""
+SHOW_ELSE = ("retrieved", "counterfactual", "random")
+"""Kinds that show something else, of which the rejected text can be read."""
+
+KINDS = (*SHOW_ELSE, "crop", "noise", "patch-mask", "blank")
+"""All kinds; the picture itself made worse goes with a rejected text that is read off a retrieved one."""
 
 CROP = (0.01, 0.20)  # share of the area, mDPO's
 NOISE_STEP = 500  # of 1000, CHiP's and POVID's

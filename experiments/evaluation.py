@@ -16,10 +16,11 @@ from ..probes.checkpoint import Checkpoint, check_setup
 from ..probes.loader import Batch, Data, Loader
 from ..probes.measure import memory_is_told
 from ..probes.progress import Meter
+from ..probes.record_file import RecordFile
 from ..probes.subject import data_facts, model_facts
 from ..scenes.errors import UserError
 from ..scenes.sample import BadSample, Sample
-from .answers import AnswerFile, matched, read_answers
+from .answers import matched, read_answers
 from .benchmarks import Benchmark
 from .methods import Method, likelier, row_seed
 from .scores import score
@@ -88,7 +89,7 @@ def evaluate(
     for one in passes:
         path = None if run is None else Path(run.path) / "answers" / f"{one.name}.jsonl"
         complete = run is not None and run.finished
-        answers = AnswerFile(path, batch_size, final=complete)
+        answers = RecordFile(path, batch_size, final=complete)
         if not complete:
             loader = Loader(vlm, data, batch_size, start=len(answers.records), strict=strict, ahead=_ahead(vlm))
             _answer_all(vlm, one, loader, answers, benchmark, max_new_tokens, progress, run)
@@ -168,7 +169,7 @@ def _passes(benchmark: Benchmark, methods: Sequence[Method], seed: int, seeds: i
     return [Pass(method, seed + k) for method in methods for k in range(seeds if method.sampled else 1)]
 
 
-def _answer_all(vlm, one: Pass, loader, answers: AnswerFile, benchmark, max_new_tokens, progress, run) -> None:
+def _answer_all(vlm, one: Pass, loader, answers: RecordFile, benchmark, max_new_tokens, progress, run) -> None:
     """Answers what is not answered yet."""
     seen: set[str] = set()
     for record in answers.records:
