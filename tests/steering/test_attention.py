@@ -106,14 +106,14 @@ def test_decoding_with_a_cache_without_one_and_alone_give_the_same(name):
 def test_beams_samples_and_static_caches(organism, change):
     samples = list(scene_samples(2, "test", "caption"))
     inputs = organism.prepare([s.images for s in samples], [s.prompt for s in samples])
-    plain = organism.generate(inputs, max_new_tokens=12)
+    plain = organism.generate(inputs, max_new_tokens=7)
     with steer(organism, change):
-        greedy = organism.generate_ids(inputs, max_new_tokens=12)
-        assert torch.equal(greedy, organism.generate_ids(inputs, max_new_tokens=12, cache_implementation="static"))
-        beams = organism.generate_ids(inputs, max_new_tokens=12, num_beams=3)
-        assert torch.equal(beams, organism.generate_ids(inputs, max_new_tokens=12, num_beams=3, use_cache=False))
+        greedy = organism.generate_ids(inputs, max_new_tokens=7)
+        assert torch.equal(greedy, organism.generate_ids(inputs, max_new_tokens=7, cache_implementation="static"))
+        beams = organism.generate_ids(inputs, max_new_tokens=7, num_beams=3)
+        assert torch.equal(beams, organism.generate_ids(inputs, max_new_tokens=7, num_beams=3, use_cache=False))
         assert len(organism.generate_ids(inputs, max_new_tokens=4, do_sample=True, num_return_sequences=2)) == 4
-    assert organism.generate(inputs, max_new_tokens=12) == plain
+    assert organism.generate(inputs, max_new_tokens=7) == plain
 
 
 def test_a_fed_answer_is_treated_as_if_it_were_decoded(organism):
