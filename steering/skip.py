@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models.attention import PREFIX, is_read
+from ..models.attention import PREFIX, is_read, original
 from ..scenes.errors import UserError
 from .dropping import check_in_sequence
 from .residual import Layers, layers_of
@@ -141,29 +141,37 @@ def _computed(where: Where, positions: Positions, device) -> Tensor | None:
 
 def _zeroed(output: Tensor, where: Where, positions: Positions) -> Tensor:
     computed = _computed(where, positions, output.device)
-    return output if computed is None else output * computed[..., None].to(output.dtype)
+    return output if computed is None else output.masked_fill(~computed[..., None], 0)
 
 
 def _computed_rows(entry: nn.Module, leave: nn.Module, positions: Positions, unless=lambda: False) -> list[Edit]:
-    """From `entry` to `leave`, which treat every row alike, only the computed rows go: zero is what the others get."""
+    """From `entry` to `leave`, which treat every row alike, only the computed rows go: zero is what the others get.
+
+    Several skips of one sublayer take rows out one after the other, and the last one's are put back first.
+    """
+    key = ("skipped", id(leave))
 
     def gather(args: tuple, kwargs: dict, where: Where):
         states = args[0] if args else kwargs["hidden_states"]
         computed = None if unless() else _computed(where, positions, states.device)
-        where.held[id(leave), "shape"] = None if computed is None else states.shape[:-1]
+        stack = where.held.setdefault(key, [])
         if computed is None:
+            stack.append(None)
             return args, kwargs
-        rows = states.reshape(-1, states.shape[-1])[computed.flatten()]
+        there = computed.flatten()
+        taken = [one for one in stack if one is not None]
+        here = there[taken[-1][0]] if taken else there  # among the rows that came
+        stack.append((there & taken[-1][0] if taken else there, here, states.shape[:-1]))
+        rows = states.reshape(-1, states.shape[-1])[here]
         rows = rows[None] if states.dim() == 3 else rows
         return ((rows, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": rows})
 
     def scatter(output: Tensor, where: Where) -> Tensor:
-        shape = where.held.pop((id(leave), "shape"))
-        if shape is None:
+        if (last := where.held[key].pop()) is None:
             return output
-        computed = _computed(where, positions, output.device)
-        full = output.new_zeros(computed.numel(), output.shape[-1])
-        full[computed.flatten()] = output.reshape(-1, output.shape[-1])
+        _, here, shape = last
+        full = output.new_zeros(len(here), output.shape[-1])
+        full[here.to(output.device)] = output.reshape(-1, output.shape[-1])
         return full.view(*shape, -1)
 
     if entry is leave:
@@ -177,7 +185,10 @@ def _attending(positions: Positions):
     def attend(plain, where: Where, module, query, key, value, mask, **options):
         computed = _computed(where, positions, query.device)
         name = module.config._attn_implementation.removeprefix(PREFIX)
-        if computed is None or is_read() or name not in ("sdpa", "eager"):
+        own = name in ("sdpa", "eager") and plain is original(
+            name, module
+        )  # other changes of attention need all queries
+        if computed is None or is_read() or not own or query.shape[2] != computed.shape[1]:
             return plain(module, query, key, value, mask, **options)
         n = int(computed.sum(1).max())
         if n == 0:
@@ -198,9 +209,9 @@ def _rows_of_mask(
 ) -> Tensor | None:
     if mask is None:
         causal = options.get("is_causal")
-        if not (getattr(module, "is_causal", True) if causal is None else causal):
-            return None
         n, keys = query.shape[2], key.shape[2]
+        if n == 1 or not (getattr(module, "is_causal", True) if causal is None else causal):
+            return None
         mask = torch.ones(n, keys, dtype=torch.bool, device=query.device).tril()  # sdpa's own: from the first key on
         mask = query.new_zeros(n, keys).masked_fill(~mask, torch.finfo(query.dtype).min)[None, None]
     return rows(mask.expand(len(query), -1, -1, -1))

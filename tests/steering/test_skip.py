@@ -3,9 +3,11 @@
 import pytest
 import torch
 from chiasm.models import open_vlm
+from chiasm.models.passes import telling
 from chiasm.scenes.errors import UserError
 from chiasm.steering import PruneVisual, SkipAttention, SkipBlock, SkipFFN, VisualExit, steer
 from chiasm.steering.skip import skip_layers
+from chiasm.steering.steer import Edit
 
 from ..models.families import FAMILIES, batch, build
 
@@ -156,6 +158,48 @@ def test_skips_go_with_exits_and_pruning():
                 found.append((vlm.forward(inputs).logits[rest], vlm.generate_ids(inputs, **OPTIONS)))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-6, rtol=1e-5)
     assert torch.equal(found[0][1], found[1][1])
+
+
+def test_only_rows_that_are_to_be_changed_skip():
+    vlm, inputs, _ = opened("llava")
+    short = vlm.from_tensors(**{name: value[:1].repeat_interleave(2, 0) for name, value in inputs.tensors.items()})
+    changed = torch.tensor([True, False])
+    for positions in ("image", "generated", "all"):
+        skip = SkipBlock(layers=[0, 1], positions=positions)
+        plain = vlm.generate_ids(short, **OPTIONS)
+        with steer(vlm, skip):
+            want = vlm.generate_ids(short, **OPTIONS)
+            with telling(short.spans, changed):
+                found = vlm.model.generate(**short.tensors, do_sample=False, **OPTIONS)[:, -4:]
+        assert torch.equal(found, torch.stack([want[0], plain[1]]))
+
+
+def test_several_skips_of_one_sublayer_add_up_and_other_changes_of_attention_see_all_queries():
+    vlm, inputs, _ = opened("llava")
+
+    def run(*changes):
+        with torch.no_grad(), steer(vlm, *changes):
+            return vlm.forward(inputs).logits
+
+    image, text = SkipBlock(layers=1), SkipBlock(layers=1, positions="text")
+    want = run(SkipBlock(layers=1, positions="all"))[inputs.spans.real]
+    for changes in ((image, text), (text, image), (image, SkipFFN(layers=1), text, SkipAttention(layers=[1]))):
+        torch.testing.assert_close(run(*changes)[inputs.spans.real], want, atol=1e-6, rtol=1e-5)
+    with steer(vlm, text):
+        torch.testing.assert_close(run(image)[inputs.spans.real], want, atol=1e-6, rtol=1e-5)
+    asked = []
+
+    class Watch:
+        def edits(self, vlm):
+            def attend(plain, where, module, query, *rest, **options):
+                asked.append(query.shape[2])
+                return plain(module, query, *rest, **options)
+
+            return [Edit(vlm.anatomy.attention(1), attend=attend)]
+
+    for changes in ((Watch(), image), (image, Watch())):
+        torch.testing.assert_close(run(*changes), run(image), atol=1e-6, rtol=1e-5)
+    assert set(asked) == {inputs.spans.labels.shape[1]}
 
 
 def test_bad_input_is_one_line():
