@@ -12,6 +12,10 @@ from transformers.cache_utils import Cache
 from ..scenes.errors import UserError
 from .steer import _remembered, remember
 
+_REFUSED = (
+    "an intervention remembers of the prompt what two branches on one cache cannot share: use "
+    'ContrastDecoder(engine="two_calls")'
+)
 _TOLD = ("spans", "changed")
 """What a memory holds of the prompt; the decoder's own passes tell it anew."""
 
@@ -33,20 +37,28 @@ def _of(cache: Cache) -> dict:
 def _mapped(value, rows):
     if isinstance(value, dict):
         return {key: _mapped(one, rows) for key, one in value.items()}
-    return rows(value) if isinstance(value, Tensor) and value.dim() else value
+    if isinstance(value, Tensor):
+        return rows(value) if value.dim() else value
+    if not isinstance(value, bool | int | float | str | None):
+        raise UserError("an intervention remembers what cannot be repeated: leave out num_return_sequences")
+    return value
 
 
 def _merged(one, other, widths: tuple[int, int]):
     if isinstance(one, dict) or isinstance(other, dict):
         one, other = one or {}, other or {}
         return {key: _merged(one.get(key), other.get(key), widths) for key in one | other}
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+    plain = (bool, int, float, str, type(None))
+    if isinstance(one, plain) and isinstance(other, plain) and (one == other or None in (one, other)):
         return one if one is not None else other
+    if isinstance(one, Tensor) != isinstance(other, Tensor) and None in (one, other):
+        some = one if other is None else other  # rows that have nothing to remember
+        one, other = (torch.zeros_like(some) if x is None else x for x in (one, other))
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        raise UserError(_REFUSED)
     if one.dim() > 1 and one.shape[1] != other.shape[1] and (one.shape[1], other.shape[1]) == widths:
         full = max(widths)
         one, other = (pad(x.movedim(1, -1), (full - x.shape[1], 0)).movedim(-1, 1) for x in (one, other))
     if one.dim() != other.dim() or one.shape[1:] != other.shape[1:]:
-        raise UserError(
-            "an intervention remembers of the two branches what cannot be joined: use ContrastDecoder(engine='two_calls')"
-        )
+        raise UserError(_REFUSED)
     return torch.cat([one, other])

@@ -78,6 +78,12 @@ def new_cache(anatomy: Anatomy) -> DynamicCache:
 
 def join(first: Branch, second: Branch) -> Branch:
     """One branch of the rows of both, the shorter one left-padded. Takes both caches apart, to hold no more than needed."""
+    for branch in (first, second):
+        if (held := int(branch.cache.get_seq_length())) != branch.mask.shape[1]:
+            raise UserError(
+                f"the cache holds {held} of {branch.mask.shape[1]} positions: an intervention took some out, so use "
+                'ContrastDecoder(engine="two_calls")'
+            )
     short = first.mask.shape[1] - second.mask.shape[1]
     cache = new_cache(first.anatomy)
     cache.layers = first.cache.layers
@@ -135,18 +141,13 @@ def _each_tensor(layer, change: Callable[[Tensor], Tensor]) -> None:
             states[key] = None if value is None else change(value)
 
 
-def check_cache(cache: Cache, length: int) -> None:
-    """Caches can be joined if they grow and hold all positions of the prompt: UserError for others."""
+def check_cache(cache: Cache) -> None:
+    """Caches can be joined if they grow: UserError for others."""
     for layer in cache.layers:
         if not isinstance(layer, DynamicLayer | LinearAttentionCacheLayerMixin) or "Quantized" in type(layer).__name__:
             raise UserError(
                 f"a cache of {type(layer).__name__} cannot be shared by two branches: leave out cache_implementation"
             )
-    if (held := int(cache.get_seq_length())) != length:
-        raise UserError(
-            f"the cache holds {held} of {length} positions of the prompt: an intervention that takes positions out of it "
-            "cannot be contrasted"
-        )
 
 
 def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,8 @@ class ContrastDecoder:
     negative: `OutlierTokens` (DAMRO), `NoisedImage` (VCD), `NoImage` (M3ID, PAI), `RandomTokens`, `Blank`. alpha: a number or
     a schedule such as `M3ID()`. beta: see `contrast`. interventions: see `steer`; they act on the full-picture rows only.
     (Without them, a `steer` that is open around the decoder changes both branches.) engine: "two_calls" runs the branches one
-    after the other on caches of their own, for comparison.
+    after the other on caches of their own: for comparison, for interventions that take positions out of the cache, and for
+    one prompt on a CPU in fp32, where two rows are multiplied at several times the cost of one.
 
     Nothing is kept between calls. Raises UserError for settings out of range and for a negative that this model cannot give.
     """
@@ -126,24 +127,24 @@ class ContrastDecoder:
             generators = [torch.Generator(self.vlm.device).manual_seed(seed) for seed in seeds]
         if generators is not None and len(generators) != rows:
             raise UserError(f"{len(generators)} generators or seeds for {rows} answers: give one an answer")
-        if stop_strings := options.pop("stop_strings", None):  # transformers keeps the tokenizer from a loop of one's own
+        if stop_strings := options.pop(
+            "stop_strings", None
+        ):  # transformers keeps the tokenizer from a loop of one's own
             stop = StopStringCriteria(options.pop("tokenizer", None) or self.tokenizer, stop_strings)
             options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), stop])
         found: list[GenerateDecoderOnlyOutput] = []
-        with reading(self.vlm, inputs, self.sites) as prompt:
+        with self._steered(), reading(self.vlm, inputs, self.sites) as prompt:
 
             def decode(model, input_ids, *, logits_processor, stopping_criteria, generation_config, **given):
                 check_mode(generation_config)
-                with self._steered():
-                    prefill = prompt(model, input_ids, given, steered=bool(self.interventions))
-                    branches = [prefill.positive(), self.negative.branch(prefill)]
+                prefill = prompt(model, input_ids, given, steered=bool(self.interventions))
+                branches = [prefill.positive(), self.negative.branch(prefill)]
                 del prefill
                 branches = [branch.repeated(num_return_sequences) for branch in branches]
-                with self._steered():
-                    result = self._decode(
-                        branches, input_ids.repeat_interleave(num_return_sequences, 0), logits_processor,
-                        stopping_criteria, generation_config, generators, streamer,
-                    )  # fmt: skip
+                result = self._decode(
+                    branches, input_ids.repeat_interleave(num_return_sequences, 0), logits_processor,
+                    stopping_criteria, generation_config, generators, streamer,
+                )  # fmt: skip
                 found.append(result)
                 return input_ids
 

@@ -52,7 +52,8 @@ class Capture:
 
         with ExitStack() as stack:
             for hook in (
-                self.anatomy.decoder.register_forward_pre_hook(handed, with_kwargs=True),
+                # prepended, so that it is what the model hands over, before interventions that are open already
+                self.anatomy.decoder.register_forward_pre_hook(handed, with_kwargs=True, prepend=True),
                 self.anatomy.decoder.register_forward_hook(made),
             ):
                 stack.callback(hook.remove)
@@ -221,7 +222,7 @@ def reading(vlm: VLM, inputs: Inputs, sites: Sequence[str]):
             given = given | {"use_cache": True}
             model(**model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **given), return_dict=True)
             stack.close()  # what follows is not of the prompt
-            check_cache(seen.decoder["past_key_values"], inputs.tensors["input_ids"].shape[1])
+            check_cache(seen.decoder["past_key_values"])
             return Prefill(vlm, inputs, seen, recorder and recorder.trace(inputs), steered)
 
         yield prompt

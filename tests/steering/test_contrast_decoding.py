@@ -6,8 +6,8 @@ from chiasm.models import open_vlm
 from chiasm.models.anatomy import Anatomy
 from chiasm.scenes.benchmarks import caption_set, skill_set
 from chiasm.scenes.errors import UserError
-from chiasm.steering import AddDirection, steer
-from chiasm.steering.branches import check_cache, join
+from chiasm.steering import AddDirection, PruneVisual, SinkRedistribution, VisualAttentionBoost, steer
+from chiasm.steering.branches import join
 from chiasm.steering.contrast import ContrastDecoder, contrast
 from chiasm.steering.contrast_processor import ContrastProcessor
 from chiasm.steering.negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
@@ -445,14 +445,49 @@ def test_what_interventions_remember_goes_with_the_rows(answers):
     assert torch.equal(*both)
 
 
-def test_a_cache_without_all_positions_is_refused():
+def test_attention_edits_in_both_engines(organism):
+    vlm, _, inputs = organism
+    for push in (VisualAttentionBoost(strength=0.6), SinkRedistribution(tau=3.0, p=0.2, rho=1.0, image_share=0.0)):
+        found = [
+            ContrastDecoder(vlm, FEW, alpha=0.5, interventions=[push], engine=engine).output(
+                inputs, output_logits=True, max_new_tokens=5
+            )
+            for engine in ("two_rows", "two_calls")
+        ]
+        close(torch.stack(found[0].logits), torch.stack(found[1].logits))
+        with steer(vlm, push):
+            steered = vlm.generate_ids(inputs)
+        plain = ContrastDecoder(vlm, FEW, alpha=0.0, beta=None, interventions=[push])
+        assert torch.equal(plain.generate_ids(inputs), steered)
+
+
+def test_pruned_prompts_take_two_calls(organism):
+    vlm, _, inputs = organism
+    prune = PruneVisual(keep=0.5)
+    with pytest.raises(UserError, match="two_calls"):
+        ContrastDecoder(vlm, NoImage(), interventions=[prune]).generate(inputs)
+    with steer(vlm, prune):
+        steered = vlm.generate_ids(inputs)
+    decoder = ContrastDecoder(vlm, NoImage(), alpha=0.0, beta=None, interventions=[prune], engine="two_calls")
+    assert torch.equal(decoder.generate_ids(inputs), steered)
+    # and the negative is the text at the places that it has without pruning
+    contrasted = ContrastDecoder(vlm, NoImage(), alpha=1.0, beta=None, interventions=[prune], engine="two_calls")
+    found = contrasted.output(inputs, output_logits=True, max_new_tokens=1).logits[0]
+    with steer(vlm, prune):
+        positive = prefilled(vlm, inputs, NoImage()).positive().logits
+    negative = NoImage().branch(prefilled(vlm, inputs, NoImage())).logits
+    expected = contrast(positive, negative, alpha=1.0, beta=None)
+    expected[:, vlm.anatomy.image_token_id] = -torch.inf
+    close(found, expected)
+
+
+def test_a_cache_without_all_positions_is_not_joined():
     vlm, inputs, _ = opened("llava")
     prefill = prefilled(vlm, inputs, NoImage())
-    cache = prefill.positive().cache
-    check_cache(cache, 25)
-    cache.crop(-3)
-    with pytest.raises(UserError, match="22 of 25"):
-        check_cache(cache, 25)
+    first, second = prefill.positive(), NoImage().branch(prefill)
+    first.cache.crop(-3)
+    with pytest.raises(UserError, match=r"22 of 25 positions.*two_calls"):
+        join(first, second)
 
 
 def test_join_holds_one_copy_of_the_cache():

@@ -1,0 +1,184 @@
+"""What contrast decoding costs beside plain generation: time a token, time to the first token, peak memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from ..models import VLM, open_vlm
+from ..models.spans import find_spans
+from ..scenes.benchmarks import caption_set
+from ..steering.branches import Branch, join, new_cache
+from ..steering.contrast import ContrastDecoder, contrast
+from ..steering.negatives import NoisedImage, OutlierTokens
+from .bench import FULL, IMAGE, Row, Size
+from .timing import Ratio, Rounds, allocation_peak, interleave
+
+PICTURE, WORDS, K = 336, 63, 10
+"""Pixels a side (576 patches and CLS), words of the prompt beside bos and the picture, visual tokens that DAMRO keeps."""
+
+PATCHES = (PICTURE // 14) ** 2
+DAMRO = f"DAMRO, k={K}"
+
+
+def rows(size: Size) -> Iterator[Row]:
+    yield from token_rows(size)
+    yield from prompt_rows(size)
+    yield from organism_rows(size)
+
+
+def token_rows(size: Size) -> Iterator[Row]:
+    """A token of a billion parameters: one row, two rows on one cache, two calls on two caches; the choice included.
+
+    In bf16, in which this machine's time goes with the bytes of the weights, as on an accelerator; fp32 on a CPU multiplies
+    two rows at several times the cost of one (MKL), which says nothing about contrast. Caches hold random keys: what is in
+    them costs nothing.
+    """
+    vlm = random_llava(size, layers=16, dtype=torch.bfloat16)
+
+    def plain(branch: Branch) -> None:
+        branch.step(branch.logits.argmax(-1))
+
+    def contrasted(*branches: Branch) -> None:
+        positive, negative = torch.cat([branch.logits for branch in branches]).chunk(2)
+        token = contrast(positive, negative, alpha=1.0, beta=0.1).argmax(-1)
+        for branch in branches:
+            branch.step(token.repeat(2 // len(branches)))
+
+    def pair() -> tuple[Branch, Branch]:
+        return at_length(vlm, PATCHES + WORDS + 1), at_length(vlm, K + WORDS + 1)
+
+    one, two, both = pair()[0], join(*pair()), pair()
+    steps = {"plain": lambda: plain(one), "rows": lambda: contrasted(two), "calls": lambda: contrasted(*both)}
+    with torch.no_grad():
+        found = interleave(steps, size.rounds // 2)
+    against = f"plain, {_size(vlm)} bf16, 640 positions, batch 1"
+    yield Row(f"{DAMRO}: time a token", against, found.ratio("rows", "plain"), _ms(found, "rows"), 1.25)
+    yield Row(f"{DAMRO}, naive two calls: time a token", against, found.ratio("calls", "plain"), _ms(found, "calls"))
+
+
+def prompt_rows(size: Size) -> Iterator[Row]:
+    """The prompt: vision tower, decoder, the choice of outliers, the second prompt. A quarter of the layers, in fp32, since
+    the ratio does not hang on depth and a prompt is much arithmetic."""
+    vlm = random_llava(size, layers=4, dtype=torch.float32)
+    words = torch.randint(4, vlm.anatomy.vocab_size, (1, WORDS), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([torch.ones(1, 1, dtype=torch.long), torch.full((1, PATCHES), IMAGE), words], 1)
+    pixels = torch.randn(1, 3, PICTURE, PICTURE, generator=torch.Generator().manual_seed(0))
+    inputs = vlm.from_tensors(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+    outliers, noised = ContrastDecoder(vlm, OutlierTokens(k=K)), ContrastDecoder(vlm, NoisedImage())
+    steps = {
+        name: lambda make=make: make(inputs, max_new_tokens=1)
+        for name, make in {
+            "plain": vlm.generate_ids, "damro": outliers.generate_ids, "vcd": noised.generate_ids,
+        }.items()
+    }  # fmt: skip
+    found = interleave(steps, size.long_rounds, warm=1)
+    against = f"plain, {_size(vlm)} fp32, 576 image tokens, batch 1"
+    yield Row(f"{DAMRO}: time to the first token", against, found.ratio("damro", "plain"), _ms(found, "damro"), 1.25)
+    yield Row("VCD: time to the first token", against, found.ratio("vcd", "plain"), _ms(found, "vcd"))
+    weights = sum(p.numel() * p.element_size() for p in vlm.model.parameters())
+    makers = {"plain": vlm.generate_ids, "damro": outliers.generate_ids}
+    peaks = {
+        name: allocation_peak(lambda make=make: make(inputs, max_new_tokens=4, min_new_tokens=4))
+        for name, make in makers.items()
+    }
+    above = f"{peaks['damro'] / 2**20:.0f} and {peaks['plain'] / 2**20:.0f} MiB above {weights / 2**20:.0f} of weights"
+    ratio = Ratio.of([(weights + peaks["damro"]) / (weights + peaks["plain"])])
+    yield Row(f"{DAMRO}: peak memory", against, ratio, above, 1.10)
+
+
+def organism_rows(size: Size) -> Iterator[Row]:
+    """Whole answers of the organism, so small that time is what Python does around it."""
+    vlm = open_vlm("organism", device="cpu")
+    sample = caption_set(1)[0]
+    inputs = vlm.prepare([sample.images], [sample.prompt])
+    negative = OutlierTokens(k=K)
+    makers = {
+        "plain": vlm.generate_ids,
+        "rows": ContrastDecoder(vlm, negative).generate_ids,
+        "calls": ContrastDecoder(vlm, negative, engine="two_calls").generate_ids,
+    }
+    first: dict[str, list[float]] = {name: [] for name in makers}
+    later: dict[str, list[float]] = {name: [] for name in makers}
+
+    def step(name: str) -> Callable[[], None]:
+        def run() -> None:
+            for kept, seconds in zip((first, later), _timed(makers[name], inputs), strict=True):
+                kept[name].append(seconds)
+
+        return run
+
+    interleave({name: step(name) for name in makers}, size.rounds)
+    for quantity, kept in (("time to the first token", first), ("time a token", later)):
+        found = Rounds({name: seconds[2:] for name, seconds in kept.items()})  # the first two warm up
+        for name, shown in (("rows", DAMRO), ("calls", f"{DAMRO}, naive two calls")):
+            yield Row(f"{shown}: {quantity}", "plain, organism, batch 1", found.ratio(name, "plain"), _ms(found, name))
+
+
+def _timed(generate: Callable, inputs, tokens: int = 12) -> tuple[float, float]:
+    """Seconds to the first token, and the mean of those behind it: told by a criterion, which is asked after each."""
+    told: list[float] = []
+
+    def see(ids: Tensor, *_args, **_kwargs) -> Tensor:
+        told.append(time.perf_counter())
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    began = time.perf_counter()
+    generate(inputs, stopping_criteria=[see], max_new_tokens=tokens, min_new_tokens=tokens)
+    return told[0] - began, (told[-1] - told[0]) / (len(told) - 1)
+
+
+# -- models and caches ---------------------------------------------------------------------------------------------------
+
+
+def random_llava(size: Size, *, layers: int, dtype: torch.dtype) -> VLM:
+    """A random Llava, its language model as wide as Llama 3.2 1B (16 layers: 1.04 billion); small where not full size.
+
+    The tower is small (6 x 192), so that time is the language model's, as it is in models of use.
+    """
+    vision = CLIPVisionConfig(
+        hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6, image_size=PICTURE, patch_size=14
+    )  # fmt: skip
+    width = (2048, 8192, 32) if size is FULL else (128, 256, 8)
+    text = LlamaConfig(
+        **dict(zip(("hidden_size", "intermediate_size", "num_attention_heads"), width, strict=True)),
+        num_hidden_layers=layers, num_key_value_heads=8, vocab_size=32000 if size is FULL else 500,
+        max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model = model.to(dtype).to_empty(device="cpu")
+    model.tie_weights()
+    for name, value in model.named_parameters():  # even numbers: a billion normal ones would take a minute
+        value.data.uniform_(-0.03, 0.03) if value.dim() > 1 else value.data.fill_(0.0 if name.endswith("bias") else 1.0)
+    for module in model.modules():  # what is no weight, as a new module has it
+        if hasattr(module, "inv_freq"):
+            module.inv_freq = module.original_inv_freq = type(module)(module.config).inv_freq
+        if hasattr(module, "position_ids"):
+            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+    return open_vlm(model=model.eval(), device="cpu")
+
+
+def at_length(vlm: VLM, length: int) -> Branch:
+    """A branch of one row behind a prompt of this length, its cache full of random keys and values."""
+    text = vlm.anatomy.text_config
+    cache, mask = new_cache(vlm.anatomy), torch.ones(1, length, dtype=torch.long)
+    for layer in range(text.num_hidden_layers):
+        shape = (1, text.num_key_value_heads, length, text.head_dim)
+        cache.update(torch.randn(shape, dtype=vlm.dtype), torch.randn(shape, dtype=vlm.dtype), layer)
+    spans = find_spans(torch.full_like(mask, 4), mask, IMAGE)
+    logits = torch.randn(1, vlm.anatomy.vocab_size, dtype=vlm.dtype)
+    return Branch(vlm.anatomy, cache, mask, torch.full((1, 1), length), spans, logits)
+
+
+def _size(vlm: VLM) -> str:
+    return f"{vlm.n_parameters / 1e9:.2f} B"
+
+
+def _ms(found: Rounds, name: str) -> str:
+    return f"{found.milliseconds(name):.1f} of {found.milliseconds('plain'):.1f} ms"
