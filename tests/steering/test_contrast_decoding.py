@@ -143,6 +143,16 @@ def test_the_scores_are_those_of_two_separate_models(organism):
             branch.step(found.sequences[:, t])
 
 
+def test_half_precision_is_contrasted_in_fp32():
+    vlm = open_vlm("organism", dtype="bf16")
+    sample = caption_set(1)[0]
+    inputs = vlm.prepare([sample.images], [sample.prompt])
+    for negative in (FEW, NoisedImage(), Blank()):
+        out = ContrastDecoder(vlm, negative, alpha=0.0, beta=None).output(inputs, output_logits=True)
+        assert out.logits[0].dtype == torch.float32
+        assert torch.equal(out.sequences, vlm.generate_ids(inputs))
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 

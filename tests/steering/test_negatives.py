@@ -44,6 +44,18 @@ def test_all_tokens_in_raster_order_are_the_positive_branch(name):
     )
 
 
+@pytest.mark.parametrize("name", ["llava", "paligemma", "gemma3"])
+@torch.no_grad()
+def test_masks_of_numbers_are_picked_as_masks_of_booleans(name):
+    """Eager attention adds its mask."""
+    vlm, inputs, _ = opened(name)
+    negative = OutlierTokens(k=6)
+    booleans = negative.branch(prefilled(vlm, inputs, negative)).logits
+    vlm.model.set_attn_implementation("eager")
+    numbers = negative.branch(prefilled(vlm, inputs, negative)).logits
+    torch.testing.assert_close(numbers, booleans, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", [name for name in IN_SEQUENCE if name != "qwen3_5"])
 @torch.no_grad()
 def test_kept_tokens_are_what_hiding_the_others_leaves(name):
