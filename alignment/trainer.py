@@ -307,7 +307,9 @@ class VisualDPOTrainer(DPOTrainer):
             if dataset is None or isinstance(dataset, IterableDataset) or names[0] not in dataset.column_names:
                 continue
             if self.ld_alpha is not None:
-                raise UserError(f"ld_alpha weights single tokens of the reference: remove the columns {', '.join(names)}")
+                raise UserError(
+                    f"ld_alpha weights single tokens of the reference: remove the columns {', '.join(names)}"
+                )
             missing = [name for name in names if name not in dataset.column_names]
             if missing or not self._agrees(dataset, {name: dataset[name] for name in names}):
                 wrong = f"lacks {missing[0]}" if missing else "is not that of this reference model"

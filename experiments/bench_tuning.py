@@ -1,0 +1,163 @@
+"""What a step of preference tuning costs beside TRL's own DPO step and beside the published way of separate forwards."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..models import VLM, open_vlm
+from .bench import Row, Size, small_llava
+from .timing import Ratio, allocation_peak, interleave
+
+PICTURE, PAIRS, ANSWER = 336, 2, 60
+"""Pixels a side (24 x 24 patches of 14 pixels: 576 image tokens), pairs a step, words of an answer."""
+
+
+def llava() -> VLM:
+    """The random Llava of about ten million parameters of the other rows, at 576 visual tokens, with a processor."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    from ..models.organism.processor import make_tokenizer
+
+    vlm = small_llava(picture=PICTURE, positions=1024)
+    tokenizer = make_tokenizer(f"w{i}" for i in range(6, 1000))
+    vlm.model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    images = CLIPImageProcessor(size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE})
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+    return open_vlm(model=vlm.model, processor=processor)
+
+
+def pairs(vlm: VLM, side: int):
+    """Random pictures, and answers that share no beginning."""
+    import numpy as np
+    from datasets import Dataset
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    known = vlm.tokenizer.convert_ids_to_tokens(range(6, min(len(vlm.tokenizer), 900)))
+    words = [word for word in known if word.isalnum()]
+
+    def text(n: int) -> str:
+        return " ".join(random.choice(words, n))
+
+    def picture() -> Image.Image:
+        return Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+    rows = []
+    for k in range(PAIRS):
+        rejected = [picture()]
+        rows.append(
+            {
+                "images": [picture()], "rejected_images": rejected, "prompt": [{"role": "user", "content": text(8)}],
+                "chosen": [{"role": "assistant", "content": text(ANSWER + k)}],
+                "rejected": [{"role": "assistant", "content": text(ANSWER - k)}],
+            }
+        )  # fmt: skip
+    return Dataset.from_list(rows)
+
+
+def steps(vlm: VLM, side: int, folder: str) -> dict[str, Callable[[], torch.Tensor]]:
+    """One training step (loss and gradients; the optimiser's part is the same for all) by each way, same pairs and adapter."""
+    from trl import DPOConfig, DPOTrainer
+
+    from ..alignment.adapters import language_lora
+    from ..alignment.branches import plain_logits
+    from ..alignment.config import VisualDPOConfig
+    from ..alignment.losses import sequence_logps, visual_dpo
+    from ..alignment.trainer import VisualDPOTrainer
+
+    data = pairs(vlm, side)
+    settings = dict(
+        output_dir=folder, report_to="none", bf16=False, gradient_checkpointing=False, max_length=None, disable_tqdm=True,
+        use_cpu=True, per_device_train_batch_size=PAIRS,
+    )  # fmt: skip
+    lora = language_lora(vlm.model, rank=8, dropout=0.0)
+    common = dict(train_dataset=data, processing_class=vlm.processor, peft_config=lora)
+
+    def ours(**options):
+        args = VisualDPOConfig(**settings, **options)
+        return VisualDPOTrainer(copy.deepcopy(vlm.model), args=args, **common)
+
+    trainers = {
+        "rows": ours(prefix_sharing=False),
+        "shared": ours(prefix_sharing=True),
+        "cached": ours(prefix_sharing=True, reference_cache_dir=f"{folder}/cache"),
+        "stock": DPOTrainer(copy.deepcopy(vlm.model), args=DPOConfig(**settings), **common),
+    }
+
+    def step(trainer) -> Callable[[], torch.Tensor]:
+        examples = list(trainer._remove_unused_columns(trainer.train_dataset, "training"))
+        batch = trainer._prepare_inputs(dict(trainer.data_collator(examples)))
+        trainer.model.train()
+
+        def run():
+            trainer.model.zero_grad()
+            loss = trainer._compute_loss(trainer.model, dict(batch), False)
+            loss.backward()
+            return loss.detach()
+
+        return run
+
+    whole = trainers["rows"]
+    batch = whole._prepare_inputs(dict(whole.data_collator(list(data))))
+    branches = [{k: v[i * PAIRS : (i + 1) * PAIRS] for k, v in batch.items()} for i in range(3)]
+
+    def separate():
+        """Three forwards of the policy and three of the reference, as published, without their three more for labels."""
+        model = whole.model
+        model.zero_grad()
+        with torch.no_grad(), model.disable_adapter():
+            kept = [sequence_logps(plain_logits(model, b), b["labels"]) for b in branches]
+        policy = [sequence_logps(plain_logits(model, b), b["labels"]) for b in branches]
+        loss = visual_dpo(policy, kept, beta=0.1)[0].mean()
+        loss.backward()
+        return loss.detach()
+
+    return {name: step(trainer) for name, trainer in trainers.items()} | {"separate": separate}
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """rDPO steps as ratios to TRL's DPO step and to separate forwards, on a random Llava at 576 image tokens and the organism."""
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    models = {
+        "Llava 10 M, 576 image tokens": (llava, PICTURE),
+        "organism, 64 image tokens": (lambda: open_vlm("organism", device="cpu"), 64),
+    }
+    for what, (make, side) in models.items():
+        with tempfile.TemporaryDirectory() as folder:
+            every = steps(make(), side, folder)
+            found = interleave(every, max(2, size.rounds // 3), warm=1)
+            peaks = {name: allocation_peak(every[name]) for name in ("rows", "shared", "stock")}
+        base, published = f"TRL's DPO step, {what}", f"3 + 3 separate forwards, {what}"
+
+        def timed(name: str, against: str) -> Ratio:
+            return found.ratio(name, against)  # noqa: B023 used at once
+
+        def detail(name: str) -> str:
+            return f"{found.milliseconds(name):.0f} ms"  # noqa: B023 used at once
+
+        yield Row("rDPO step, 3N rows: time", base, timed("rows", "stock"), detail("rows"), 1.5)
+        yield Row("rDPO step, shared prefix: time", base, timed("shared", "stock"), detail("shared"))
+        yield Row(
+            "rDPO step, shared prefix, cached reference: time", base, timed("cached", "stock"), detail("cached"), 0.9
+        )
+        yield Row("rDPO step, shared prefix: time", published, timed("shared", "separate"), detail("shared"))
+        yield Row(
+            "rDPO step, shared prefix, cached reference: time",
+            published,
+            timed("cached", "separate"),
+            detail("cached"),
+            0.6,
+        )
+        for name, label, bar in (("rows", "3N rows", 1.5), ("shared", "shared prefix", None)):
+            megabytes = f"{peaks[name] / 2**20:.0f} of {peaks['stock'] / 2**20:.0f} MiB"
+            yield Row(
+                f"rDPO step, {label}: peak memory", base, Ratio.of([peaks[name] / peaks["stock"]]), megabytes, bar
+            )
