@@ -86,8 +86,10 @@ def counterfactuals(scene: Scene, kind: str, draw: random.Random, n: int, size: 
         else:
             things[i] = _edited(things[i], which, draw)
         edited = replace(scene, place=place, things=tuple(things))
+        if edited.graph == scene.graph or not _inside(things[i], size):
+            continue
         picture = render(edited, size)
-        if edited.graph != scene.graph and min(picture.visible) >= _LEAST_VISIBLE and _inside(things[i]):
+        if min(picture.visible) >= _LEAST_VISIBLE:
             n -= 1
             yield Shown(picture.pil, {"scene": edited})
 
@@ -105,5 +107,6 @@ def _edited(thing: Thing, kind: str, draw: random.Random) -> Thing:
     return replace(thing, x=(column + 0.5) / len(COLUMNS), y=0.27 if row == 0 else 0.73)
 
 
-def _inside(thing: Thing) -> bool:
-    return all(-0.01 <= edge <= 1.01 for edge in thing.box)
+def _inside(thing: Thing, size: int) -> bool:
+    left, top, wide, high = thing.pixels(size)
+    return left >= 0 and top >= 0 and left + wide <= size and top + high <= size
