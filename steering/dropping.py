@@ -199,6 +199,7 @@ def _leave(args: tuple, kwargs: dict, where: Where):
     if where.places is None:
         return args, kwargs
     states, where.places = _put_back(where, args[0]), None
+    del where.held["full"]  # the last pass is remembered until the next one
     return (states, *args[1:]), kwargs
 
 
