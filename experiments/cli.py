@@ -41,6 +41,11 @@ EXPERIMENTS = {
     "concepts": "what tuning did to the concepts behind a word: base against two styles",
     "image_words": "what image tokens say when they are read as words, on the picture",
     "shared_weights": "do image and text tokens use the same weights, and do these carry the model alone",
+    "causal_trace": "which layer's tokens carry the answer: a repainted thing put back span by span",
+    "steering": "answers turned and captions restyled by one direction: success against what is retained",
+    "hallucination": "mitigations against greedy decoding and against controls without a story",
+    "acting": "does an intervention act where it says: every lens before and after",
+    "compute": "skipping, exit and pruning: time and accuracy",
 }
 """Name of each experiment's module -> what it asks."""
 
@@ -74,12 +79,16 @@ def report(
     adapter: o.Adapter = None,
     revision: o.Revision = None,
     interactive: Annotated[bool, typer.Option(help="Figures one can zoom and point at; adds 2 MB to the page.")] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer samples and seeds: a first look in a third of the time.")
+    ] = False,
 ) -> None:
     """Look at a model through every probe and write one HTML page with figures. Prints the page's path."""
     from ..probes.processes import join_processes
-    from .report import report
+    from .report import QUICK, report
 
     join_processes()
+    limit = QUICK if quick and limit is None else limit
     own = [o.load_probe(name) for name in probe or ()]
     vlm = o.open_model(model, device=device, dtype=dtype, adapter=adapter, revision=revision)
     samples = o.open_samples(data, limit=limit, seed=seed, read=read) if data != "scenes" or read else None

@@ -30,6 +30,9 @@ PAGE = "report.html"
 SCENES, EXAMPLES = 200, 6
 """Scenes measured, and examples shown, where nothing else is asked."""
 
+QUICK = 64
+"""The limit of a quick report."""
+
 
 def report(
     model="organism",
@@ -51,7 +54,7 @@ def report(
     model: what `open_vlm` takes, or a VLM that is open. data: what `open_data` takes, or samples; default: `limit`, or 200,
     rendered scenes with text on both sides of the picture. out: folder of the runs; the page lies in the report's own run.
     probes: more probes (instances, or names as `--probe` takes them), beside the built-in ones. interactive: with plotly's
-    script inside (2 MB). For the bundled model the first two experiments are run as well. Raises UserError, as `measure` does.
+    script inside (2 MB). For the bundled model the experiments are run as well. Raises UserError, as `measure` does.
     """
     began = time.monotonic()
     vlm = _open(model, device, dtype)
@@ -165,10 +168,12 @@ def _studies(vlm, seed: int, limit: int | None, out, device, dtype) -> list[Stud
     """The experiments on the bundled family; none for other models."""
     if not is_organism(vlm):
         return []
-    from . import alignment, concepts, embeddings, forgetting, image_words, outliers, shared_weights
+    from . import acting, alignment, causal_trace, compute, concepts, embeddings, forgetting, hallucination
+    from . import image_words, outliers, shared_weights, steering
 
     series = lineage()
     few = None if limit is None else max(8, limit // 2)
+    fewer = None if limit is None else max(6, limit // 4)
     some = {"seed": seed, "root": out, "limit": few}
     placed = some | {"device": device, "dtype": dtype}
     asked = {} if limit is None else {"questions": max(8, min(60, limit // 2))}
@@ -180,6 +185,13 @@ def _studies(vlm, seed: int, limit: int | None, out, device, dtype) -> list[Stud
         "concepts": lambda: concepts.study(**placed | {"limit": few or 150}),
         "image_words": lambda: image_words.study(**placed),
         "shared_weights": lambda: shared_weights.study(vlm, **some, **asked),
+        "causal_trace": lambda: causal_trace.study(vlm, **some | {"limit": fewer and min(fewer, 24)}),
+        "steering": lambda: steering.study(vlm, **some | {"limit": fewer}),
+        "hallucination": lambda: hallucination.study(
+            vlm, **some | {"limit": fewer or 40}, batch_size=64, seeds=5 if limit is None else 2
+        ),
+        "acting": lambda: acting.study(vlm, **some | {"limit": fewer or 60}),
+        "compute": lambda: compute.study(vlm, **some | {"limit": fewer or 60}),
     }
     studies = []
     for name, study in every.items():

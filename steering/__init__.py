@@ -2,24 +2,34 @@
 
 from .attention import VisualAttentionBoost
 from .causal_trace import causal_trace
-from .directions import Direction
+from .contrast import ContrastDecoder
+from .directions import Direction, direction_from_pairs
 from .exit import VisualExit
+from .negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
 from .patch import Patch
 from .prune import PruneVisual
 from .residual import AblateDirection, AddDirection, AffineAblate, NormPreservingAdd, Rotate, When
+from .schedules import M3ID
 from .selection import select_directions, try_directions
 from .sinks import SinkRedistribution
 from .skip import SkipAttention, SkipBlock, SkipFFN
 from .steer import steer
 
 __all__ = [
+    "M3ID",
     "AblateDirection",
     "AddDirection",
     "AffineAblate",
+    "Blank",
+    "ContrastDecoder",
     "Direction",
+    "NoImage",
+    "NoisedImage",
     "NormPreservingAdd",
+    "OutlierTokens",
     "Patch",
     "PruneVisual",
+    "RandomTokens",
     "Rotate",
     "SinkRedistribution",
     "SkipAttention",
@@ -29,6 +39,7 @@ __all__ = [
     "VisualExit",
     "When",
     "causal_trace",
+    "direction_from_pairs",
     "select_directions",
     "steer",
     "try_directions",

@@ -14,6 +14,7 @@ from chiasm.experiments.options import load_probe
 from chiasm.experiments.page import png_of
 from chiasm.experiments.run import list_runs
 from chiasm.probes.measure import measure
+from chiasm.scenes.benchmarks import scene_samples
 from PIL import Image
 
 from .probes.measuring import Stream, tiny_vlm
@@ -85,3 +86,25 @@ def test_the_command_of_the_page_runs_it(travel, vlm, tmp_path, monkeypatch, cap
     (run,) = list_runs("runs")
     kept = pd.read_parquet(run.path / "tables" / "travel.parquet")
     assert set(kept["n"]) == {3} and torch.isfinite(torch.tensor(kept["mean"].to_numpy())).all()
+
+
+def test_the_intervention_of_the_page_on_steering_acts_where_it_says():
+    page = PAGE.with_name("steering.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    own: dict = {}
+    exec(compile(code, "steering.md", "exec"), own)
+    vlm = own["open_vlm"]("organism")
+    sample = next(iter(scene_samples(1, "test")))
+    inputs = vlm.prepare([sample.images], [sample.prompt])
+    with own["steer"](vlm, own["Silence"](1)):
+        said = vlm.trace(inputs, ["blocks.1.mlp_out"])["blocks.1.mlp_out"]
+    assert not said[inputs.spans.visual].any()
+    assert said[~inputs.spans.visual].any()
+
+
+def test_the_page_on_steering_names_every_intervention_there_is():
+    import chiasm.steering as steering
+
+    page = PAGE.with_name("steering.md").read_text(encoding="utf-8")
+    missing = [name for name in steering.__all__ if f"`{name}" not in page and f"{name}(" not in page]
+    assert set(missing) <= {"Direction", "causal_trace", "steer", "try_directions", "Blank", "RandomTokens"}

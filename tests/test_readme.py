@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from chiasm.experiments.cli import app
 from chiasm.experiments.info import info
@@ -22,13 +23,20 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
-    (code,) = blocks(README, "python")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """Block after block, as a reader would paste them into one session."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    session = {"__name__": "readme"}
+    for i, code in enumerate(blocks(README, "python")):
+        assert len([line for line in code.splitlines() if line.strip()]) <= 14
+        path = tmp_path_factory.mktemp("readme") / f"block_{i}.py"
+        path.write_text(code, encoding="utf-8")  # nnsight reads the source of what it traces
+        exec(compile(code, path, "exec"), session)
     printed = capsys.readouterr().out
-    assert "torch.Size([4, " in printed and "layer" in printed
+    assert "torch.Size([4, " in printed and "layer" in printed  # reading
+    assert "plain:" in printed and "steered:" in printed and "contrasted:" in printed
+    assert "last_prompt" in printed  # the causal trace
+    torch.testing.assert_close(session["logits"], session["patched"])  # nnsight's patch is ours
     assert not list(tmp_path.iterdir())  # an example leaves nothing behind
 
 
