@@ -168,8 +168,20 @@ def _studies(vlm, seed: int, limit: int | None, out, device, dtype) -> list[Stud
     """The experiments on the bundled family; none for other models."""
     if not is_organism(vlm):
         return []
-    from . import acting, alignment, causal_trace, compute, concepts, embeddings, forgetting, hallucination
-    from . import image_words, outliers, shared_weights, steering
+    from . import (
+        acting,
+        alignment,
+        causal_trace,
+        compute,
+        concepts,
+        embeddings,
+        forgetting,
+        hallucination,
+        image_words,
+        outliers,
+        shared_weights,
+        steering,
+    )
 
     series = lineage()
     few = None if limit is None else max(8, limit // 2)
