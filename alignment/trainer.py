@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
+from transformers.integrations import is_tensorboard_available
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
@@ -28,6 +31,7 @@ from .branches import check_branches, first_rows, forward_rows, plain_logits, wh
 from .checkpoints import last_complete_checkpoint
 from .collator import REFERENCE_COLUMNS, VisualPreferenceCollator
 from .config import VisualDPOConfig
+from .event_log import EventLog
 from .guards import FiniteGradients, RunFolder, RunRecord, not_finite
 from .losses import logistic_loss, loss_terms, sequence_logps
 from .shared_prefix import why_not
@@ -76,6 +80,9 @@ class VisualDPOTrainer(DPOTrainer):
         visual = _has_visual_branch(args, train_dataset, data_collator)
         cached = args.precompute_ref_log_probs or args.reference_cache_dir is not None
         args.precompute_ref_log_probs = False  # TRL refuses it for vision data; it is done below
+        events = "tensorboard" in args.report_to and not is_tensorboard_available()
+        if events:  # the files are written without the package
+            args.report_to = [name for name in args.report_to if name != "tensorboard"]
         copied = ref_model is None and peft_config is None and not isinstance(model, str) and not is_peft_model(model)
         if copied:
             ref_model = copy.deepcopy(model).requires_grad_(False)
@@ -101,6 +108,8 @@ class VisualDPOTrainer(DPOTrainer):
         else:
             self._check_given_references()
         self.add_callback(FiniteGradients())
+        if events:
+            self.add_callback(EventLog(os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir) / "runs"))
         if run is not None:
             self.add_callback(RunRecord(run))
 

@@ -87,6 +87,7 @@ def steps(vlm: VLM, side: int, folder: str) -> dict[str, Callable[[], torch.Tens
 
     trainers = {
         "rows": ours(prefix_sharing=False),
+        "features": ours(prefix_sharing=False, share_vision_features=True),
         "shared": ours(prefix_sharing=True),
         "cached": ours(prefix_sharing=True, reference_cache_dir=f"{folder}/cache"),
         "stock": DPOTrainer(copy.deepcopy(vlm.model), args=DPOConfig(**settings), **common),
@@ -133,7 +134,7 @@ def rows(size: Size) -> Iterator[Row]:
     for what, (make, side) in models.items():
         with tempfile.TemporaryDirectory() as folder:
             every = steps(make(), side, folder)
-            found = interleave(every, max(2, size.rounds // 3), warm=1)
+            found = interleave(every, max(2, size.rounds // 5), warm=1)
             peaks = {name: allocation_peak(every[name]) for name in ("rows", "shared", "stock")}
         base, published = f"TRL's DPO step, {what}", f"3 + 3 separate forwards, {what}"
 
@@ -144,7 +145,10 @@ def rows(size: Size) -> Iterator[Row]:
             return f"{found.milliseconds(name):.0f} ms"  # noqa: B023 used at once
 
         yield Row("rDPO step, 3N rows: time", base, timed("rows", "stock"), detail("rows"), 1.5)
-        yield Row("rDPO step, shared prefix: time", base, timed("shared", "stock"), detail("shared"))
+        yield Row(
+            "rDPO step, 3N rows, shared features: time", base, timed("features", "stock"), detail("features"), 1.5
+        )
+        yield Row("rDPO step, shared prefix: time", base, timed("shared", "stock"), detail("shared"), 1.5)
         yield Row(
             "rDPO step, shared prefix, cached reference: time", base, timed("cached", "stock"), detail("cached"), 0.9
         )
@@ -156,7 +160,7 @@ def rows(size: Size) -> Iterator[Row]:
             detail("cached"),
             0.6,
         )
-        for name, label, bar in (("rows", "3N rows", 1.5), ("shared", "shared prefix", None)):
+        for name, label, bar in (("rows", "3N rows", 1.5), ("shared", "shared prefix", 1.5)):
             megabytes = f"{peaks[name] / 2**20:.0f} of {peaks['stock'] / 2**20:.0f} MiB"
             yield Row(
                 f"rDPO step, {label}: peak memory", base, Ratio.of([peaks[name] / peaks["stock"]]), megabytes, bar

@@ -343,6 +343,21 @@ def test_a_reference_is_copied_from_a_model_in_memory_and_the_model_is_left_alon
         made.compute_ref_log_probs(made.model, batch_of(made))
 
 
+def test_a_folder_is_loaded_with_its_processor_and_its_reference(llava, tmp_path, one_thread):
+    model, processor = llava
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    made = trainer(tmp_path, str(tmp_path / "model"), None, max_steps=1)
+    assert made.layout == "prefix" and loss_of(made).item() == pytest.approx(2 * LOG2, abs=1e-5)
+
+
+def test_a_stream_of_pairs_is_trained_on(llava, tmp_path):
+    model, processor = llava
+    made = trainer(tmp_path, copy.deepcopy(model), processor, dataset().to_iterable_dataset(), max_steps=2)
+    made.train()
+    assert made.state.log_history[0]["loss"] == pytest.approx(2 * LOG2, abs=1e-5)
+
+
 def test_what_trains_nothing_or_moves_its_own_reference_is_refused(llava, tmp_path):
     model, processor = llava
     frozen = copy.deepcopy(model).requires_grad_(False)

@@ -111,11 +111,13 @@ def main() -> None:
         trainer.train()
         return
     cached = make(given.folder / "cached", given.batch, reference_cache_dir=str(given.folder / "cache"))
-    live = make(given.folder / "live", given.batch)
+    live = make(given.folder / "live", given.batch, gradient_checkpointing=True)
     live.train()
     if live.accelerator.is_main_process:
         columns = {
-            name: cached.train_dataset[name] for name in cached.train_dataset.column_names if name.startswith("ref_")
+            name: list(cached.train_dataset[name])
+            for name in cached.train_dataset.column_names
+            if name.startswith("ref_")
         }
         told = {"processes": live.accelerator.num_processes, "history": history(live), "columns": columns}
         (given.folder / "told.json").write_text(json.dumps(told))
