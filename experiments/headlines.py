@@ -1,4 +1,8 @@
-"""Key numbers and verdicts on published claims, from the probes' tables alone."""
+"""Key numbers and verdicts on published claims, from the probes' tables alone.
+
+Cards show them to people; `..._numbers` are those that a comparison of models or of interventions re-measures: one number each,
+means over blocks where a card shows the block at which it is largest, so that nothing is chosen anew in every comparison.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,7 @@ IMA = "arXiv 2405.16700"
 def alignment_cards(table: pd.DataFrame) -> list[Card]:
     """IMA score raw and centred, own against others' text and retrieval after the last block."""
     cards = []
-    score = _one(table, quantity="ima_same_layer", pooling="avg", variant="raw")
-    centred = _one(table, quantity="ima_same_layer", pooling="avg", variant="centred_both")
+    score, centred = _score(table, "raw"), _score(table, "centred_both")
     if score is not None:
         more = (
             f" Centred: {number(centred['mean'])} ({number(centred['low'])} to {number(centred['high'])})."
@@ -27,9 +30,9 @@ def alignment_cards(table: pd.DataFrame) -> list[Card]:
             _card("IMA score (same layer)", score, f"Cosine of pooled picture and text tokens, mean over layers.{more}")
         )
     last = _last(table)
-    semantic = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=last)
-    before = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=0)
-    if semantic is not None and before is not None:
+    own = _own_text(table)
+    if {0, last} <= set(own.index):
+        semantic, before = own.loc[last], own.loc[0]
         p = f" (permutation p = {before['p']:.2g})" if _finite(before.get("p")) else ""
         means = f"How much nearer a picture is to its own text, centred, before any attention{p}. After the last block, where texts have read pictures: {number(semantic['mean'])}."
         cards.append(_card("Own minus others’ text", before, means))
@@ -44,6 +47,15 @@ def alignment_cards(table: pd.DataFrame) -> list[Card]:
         means = f"Share of pictures whose own text is nearest, before any attention; guessing finds {number(start['chance'])}.{more}"
         cards.append(_card(f"Retrieval in {int(first)}", start, means))
     return cards
+
+
+def alignment_numbers(table: pd.DataFrame) -> dict[str, float]:
+    """IMA score raw and centred, and own minus others' text, mean over blocks."""
+    own = _own_text(table)
+    scores = {name: _score(table, variant) for name, variant in (("IMA score", "raw"), ("IMA score, centred", "centred_both"))}  # fmt: skip
+    return {name: math.nan if row is None else float(row["mean"]) for name, row in scores.items()} | {
+        "own minus others’ text": float(own["mean"][(own.index > 0) & (own.index <= _last(table))].mean())
+    }
 
 
 def alignment_claims(table: pd.DataFrame) -> list[Claim]:
@@ -87,7 +99,8 @@ def alignment_claims(table: pd.DataFrame) -> list[Claim]:
         claims.append(
             Claim("Visual tokens enter with much larger norms than text tokens", f"{IMA}, figure 3", here, holds)
         )
-    semantic = _one(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T", layer=0)
+    own = _own_text(table)
+    semantic = own.loc[0] if 0 in own.index else None
     if semantic is not None and _finite(semantic["low"]):
         holds = True if semantic["low"] > 0 else False if semantic["high"] < 0 else None
         here = (
@@ -108,16 +121,15 @@ def alignment_claims(table: pd.DataFrame) -> list[Claim]:
 def attention_cards(table: pd.DataFrame) -> list[Card]:
     """Mass on the picture at the block that reads it most, and the shift with its contrast."""
     cards = []
-    mass = _curve(table, quantity="mass", run="vlm", version="raw", queries="post", segment="image")
+    mass = _mass(table)
     if len(mass):
         top = mass["mean"].astype(float).idxmax()
         row = mass.loc[top]
         means = f"Of queries behind it, at block {top}, where it is largest; mean over blocks {number(mass['mean'].mean())}."
         cards.append(_card("Attention on the picture", row, means))
-    plain = {"version": "raw", "queries": "post", "comparator": "pearson", "order": "per_sample_then_mean"}
-    shift = _one(table, quantity="shift", run="vlm", **plain)
+    shift = _shift(table, "vlm")
     if shift is not None:
-        text = _one(table, quantity="shift", run="text", **plain)
+        text = _shift(table, "text")
         more = f" Same texts without pictures: {number(text['mean'])}." if text is not None else ""
         p = f" p = {shift['p']:.2g} against turned curves." if _finite(shift.get("p")) else ""
         cards.append(
@@ -128,6 +140,15 @@ def attention_cards(table: pd.DataFrame) -> list[Card]:
             )
         )
     return cards
+
+
+def attention_numbers(table: pd.DataFrame) -> dict[str, float]:
+    """Attention on the picture of text behind it, mean over blocks, and the shift."""
+    shift = _shift(table, "vlm")
+    return {
+        "attention on the picture": float(_mass(table)["mean"].mean()),
+        "attention shift": math.nan if shift is None else float(shift["mean"]),
+    }
 
 
 def attention_claims(table: pd.DataFrame) -> list[Claim]:
@@ -147,6 +168,24 @@ def attention_claims(table: pd.DataFrame) -> list[Claim]:
             holds,
         )
     ]
+
+
+def _score(table: pd.DataFrame, variant: str):
+    return _one(table, quantity="ima_same_layer", pooling="avg", variant=variant)
+
+
+def _own_text(table: pd.DataFrame) -> pd.DataFrame:
+    """By layer, how much nearer a picture is to its own text than to others', centred."""
+    return _curve(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T")
+
+
+def _mass(table: pd.DataFrame) -> pd.DataFrame:
+    return _curve(table, quantity="mass", run="vlm", version="raw", queries="post", segment="image")
+
+
+def _shift(table: pd.DataFrame, run: str):
+    alike = {"version": "raw", "queries": "post", "comparator": "pearson", "order": "per_sample_then_mean"}
+    return _one(table, quantity="shift", run=run, **alike)
 
 
 def _card(name: str, row, means: str) -> Card:

@@ -32,6 +32,15 @@ def embedding_cards(table: pd.DataFrame) -> list[Card]:
     return cards
 
 
+def embedding_numbers(table: pd.DataFrame) -> dict[str, float]:
+    """R² of each target, mean over the layers behind a block."""
+    targets = dict.fromkeys(table["target"].dropna())
+    rows = {target: _layers(table, target, "r2") for target in targets}
+    return {
+        f"{target} in the states (R²)": float(one["mean"].iloc[1:-1].mean()) for target, one in rows.items() if len(one)
+    }
+
+
 def embedding_claims(table: pd.DataFrame) -> list[Claim]:
     """The claims of OLA-VLM that one model can speak to, and the controls the paper has not."""
     claims = []

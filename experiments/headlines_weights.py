@@ -10,15 +10,24 @@ from .page import Card, Claim, interval, number
 
 def weight_cards(table: pd.DataFrame) -> list[Card]:
     """The overlap of the sparsest masks beside its nulls."""
-    rows = pick(table, quantity="iou", pair="image-text", layer=None, matrix=None).sort_values("sparsity").tail(1)
     return [
         Card(
             "Shared weights (IoU)", number(row.mean), interval(row.low, row.high, row.n),
             f"Of the weights kept for image and text tokens with {100 * row.sparsity:g} % pruned. Independent inputs give {number(row.null)}, random masks "
             f"{number(row.chance)}; of what the null leaves, {number(row.adjusted)} is shared.",
         )
-        for row in rows.itertuples()
+        for row in _sparsest(table).itertuples()
     ]  # fmt: skip
+
+
+def weight_numbers(table: pd.DataFrame) -> dict[str, float]:
+    """The overlap of the sparsest masks."""
+    values = _sparsest(table)["mean"]
+    return {"shared weights (IoU)": float(values.iloc[0])} if len(values) else {}
+
+
+def _sparsest(table: pd.DataFrame) -> pd.DataFrame:
+    return pick(table, quantity="iou", pair="image-text", layer=None, matrix=None).sort_values("sparsity").tail(1)
 
 
 def weight_claims(table: pd.DataFrame) -> list[Claim]:

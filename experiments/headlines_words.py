@@ -11,12 +11,18 @@ from .page import Card, Claim, interval, number
 
 def best_hits(table: pd.DataFrame) -> tuple[pd.Series, float, float] | None:
     """The layer's row at which visual tokens say most of their own answer above others', and both shares; None without."""
-    rows = pick(table, quantity="hits", variant="difference").dropna(subset=["mean"])
+    rows = _hits(table)
     if rows.empty:
         return None
     best = rows.loc[rows["mean"].idxmax()]
     shares = (pick(table, quantity="hits", variant=v, layer=best["layer"])["mean"].item() for v in ("own", "others"))
     return best, *shares
+
+
+def word_numbers(table: pd.DataFrame) -> dict[str, float]:
+    """Own answer's words in visual tokens above others', mean over the layers behind a block."""
+    rows = _hits(table)
+    return {"true words in visual tokens": float(rows["mean"][rows["layer"] > 0].mean())}
 
 
 def word_cards(table: pd.DataFrame) -> list[Card]:
@@ -52,3 +58,7 @@ def word_claims(table: pd.DataFrame) -> list[Claim]:
     return [
         Claim("Visual tokens decode to other distributions over words than text does", "arXiv 2405.16700", here, holds)
     ]
+
+
+def _hits(table: pd.DataFrame) -> pd.DataFrame:
+    return pick(table, quantity="hits", variant="difference").dropna(subset=["mean"])

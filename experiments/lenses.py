@@ -10,9 +10,9 @@ import pandas as pd
 from ..scenes.errors import UserError
 from . import headlines
 from .figures import Figure, attention_shift, embeddings, implicit_alignment, outliers, shared_weights, vocabulary
-from .headlines_embeddings import embedding_cards, embedding_claims
-from .headlines_weights import weight_cards, weight_claims
-from .headlines_words import word_cards, word_claims
+from .headlines_embeddings import embedding_cards, embedding_claims, embedding_numbers
+from .headlines_weights import weight_cards, weight_claims, weight_numbers
+from .headlines_words import word_cards, word_claims, word_numbers
 from .options import load_probe
 from .page import Card, Claim
 
@@ -22,7 +22,8 @@ Made = Callable[[object, object], object]
 
 @dataclass(frozen=True)
 class Lens:
-    """What the report needs of a probe. figures: functions of its table; cards, claims: key numbers and verdicts from it."""
+    """What the report needs of a probe. figures: functions of its table; cards, claims: key numbers and verdicts from it, for
+    people; numbers: the one to three that are measured again wherever models or interventions are compared."""
 
     title: str
     intro: str
@@ -30,6 +31,7 @@ class Lens:
     figures: Sequence[Callable[[pd.DataFrame], Figure | None]]
     cards: Callable[[pd.DataFrame], list[Card]] = lambda table: []
     claims: Callable[[pd.DataFrame], list[Claim]] = lambda table: []
+    numbers: Callable[[pd.DataFrame], dict[str, float]] = lambda table: {}
 
 
 def _alignment(vlm, sample):
@@ -89,6 +91,7 @@ LENSES: dict[str, Lens] = {
         implicit_alignment.FIGURES,
         headlines.alignment_cards,
         headlines.alignment_claims,
+        headlines.alignment_numbers,
     ),
     "attention_shift": Lens(
         "Attention shift",
@@ -98,6 +101,7 @@ LENSES: dict[str, Lens] = {
         attention_shift.FIGURES,
         headlines.attention_cards,
         headlines.attention_claims,
+        headlines.attention_numbers,
     ),
     "outlier_overlap": Lens(
         "Outliers",
@@ -107,6 +111,7 @@ LENSES: dict[str, Lens] = {
         (outliers.by_layer, outliers.by_head),
         outliers.cards,
         outliers.claims,
+        outliers.numbers,
     ),
     "embeddings": Lens(
         "What each layer knows",
@@ -116,6 +121,7 @@ LENSES: dict[str, Lens] = {
         embeddings.FIGURES,
         embedding_cards,
         embedding_claims,
+        embedding_numbers,
     ),
     "vocabulary_view": Lens(
         "The vocabulary view",
@@ -125,6 +131,7 @@ LENSES: dict[str, Lens] = {
         vocabulary.FIGURES,
         word_cards,
         word_claims,
+        word_numbers,
     ),
     "weight_overlap": Lens(
         "Shared weights",
@@ -134,6 +141,7 @@ LENSES: dict[str, Lens] = {
         shared_weights.FIGURES,
         weight_cards,
         weight_claims,
+        weight_numbers,
     ),
 }
 """By the name of the probe, in the order of the page."""

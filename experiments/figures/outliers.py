@@ -202,6 +202,12 @@ def cards(table: pd.DataFrame) -> list[Card]:
     return made
 
 
+def numbers(table: pd.DataFrame) -> dict[str, float]:
+    """Overlap above chance, and attention on the outliers over chance, of the mean map."""
+    rows = {name: summary(table, quantity) for name, quantity in (("overlap with outliers", "excess"), ("attention on outliers (lift)", "lift"))}  # fmt: skip
+    return {name: math.nan if row is None else float(row["mean"]) for name, row in rows.items()}
+
+
 def claims(table: pd.DataFrame) -> list[Claim]:
     """Whether the decoder looks at the encoder's outliers more than chance, and than place alone, has it."""
     row, other = summary(table, "overlap"), summary(table, "overlap_other")
