@@ -91,6 +91,9 @@ SEGMENTS: dict[str, Look] = {
 SCALE = ("#f4f7fb", "#0b4f8a")
 """Light to dark of heat maps: one hue, so that grey print keeps the order."""
 
+SIGNED_SCALE = ("#c8531a", "#f6f7f9", "#0b65a8")
+"""Below, at and above 0: vermilion and blue, which every reader can tell apart."""
+
 
 def look(index: int) -> Look:
     """The look of the index-th of a number of series; after the last the first comes again."""

@@ -52,13 +52,33 @@ class Areas:
 
 @dataclass(frozen=True)
 class Heat:
-    """A matrix: values[i][j] at rows[i], columns[j]."""
+    """A matrix: values[i][j] at rows[i], columns[j]. texts: what a cell says in the place of its value; strong: cells that are
+    written in bold, the others faint (None: all alike); framed: cells (i, j) with a frame; signed: colours part at 0.
+    """
 
     values: Sequence[Numbers]
     rows: Sequence[str]
     columns: Sequence[str]
     label: str
     limits: tuple[float, float] | None = None
+    texts: Sequence[Sequence[str]] | None = None
+    strong: Sequence[Sequence[bool]] | None = None
+    framed: Sequence[tuple[int, int]] = ()
+    signed: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Limits of the colours: those given, or the smallest and largest value; as far below 0 as above, if signed."""
+        if self.limits is not None:
+            return self.limits
+        values = np.asarray(self.values, float)
+        low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
+        return (-max(-low, high), max(-low, high)) if self.signed else (low, high)
+
+    def text(self, i: int, j: int) -> str:
+        if self.texts is not None:
+            return self.texts[i][j]
+        return f"{self.values[i][j]:.2f}" if math.isfinite(self.values[i][j]) else ""
 
 
 @dataclass(frozen=True)

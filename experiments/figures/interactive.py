@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from ..style import INK, PAPER, SCALE, SOFT, VERMILION, plotly_template
+from ..style import INK, PAPER, SCALE, SIGNED_SCALE, SOFT, VERMILION, plotly_template
 from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, Strip, spread
 from .picture import faded, line_ends
 
@@ -137,16 +137,28 @@ def _draw_areas(figure, areas: Areas, at: dict) -> None:
 
 
 def _draw_heat(figure, heat: Heat, at: dict) -> None:
-    values = np.asarray(heat.values, float)
-    low, high = heat.limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    low, high = heat.range
+    colours = SIGNED_SCALE if heat.signed else SCALE
+    names = [[str(name).replace("\n", "<br>") for name in each] for each in (heat.columns, heat.rows)]
+    told = "layer %{x}, head %{y}: %{z:.3f}" if heat.texts is None else "%{y}, %{x}: %{text} (%{z:.2f})"
     figure.add_heatmap(
-        z=[_list(row) for row in values], x=[str(c) for c in heat.columns], y=[str(r) for r in heat.rows],
-        colorscale=[[0, SCALE[0]], [1, SCALE[1]]], zmin=low, zmax=high, xgap=1, ygap=1,
+        z=[_list(row) for row in heat.values], x=names[0], y=names[1],
+        colorscale=[[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)], zmin=low, zmax=high, xgap=1, ygap=1,
+        text=None if heat.texts is None else [[_cell(heat, i, j) for j in range(len(row))] for i, row in enumerate(heat.texts)],
+        texttemplate=None if heat.texts is None else "%{text}",
         colorbar=dict(title=dict(text=heat.label, side="right"), thickness=12, outlinewidth=0),
-        hovertemplate="layer %{x}, head %{y}: %{z:.3f}<extra></extra>", **at,
+        hovertemplate=f"{told}<extra></extra>", **at,
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, **at)
+    for i, j in heat.framed:
+        box = dict(x0=j - 0.46, x1=j + 0.46, y0=i - 0.46, y1=i + 0.46)
+        figure.add_shape(type="rect", **box, line=dict(color=INK, width=2), **at)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, automargin=True, **at)
     figure.update_xaxes(type="category", **at)
+
+
+def _cell(heat: Heat, i: int, j: int) -> str:
+    bold = heat.strong is not None and heat.strong[i][j]
+    return f"<b>{_plain(heat.text(i, j))}</b>" if bold else _plain(heat.text(i, j))
 
 
 def _draw_overlay(figure, overlay: Overlay, at: dict) -> None:

@@ -10,7 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ..style import DPI, FONT_SIZE, INK, PANEL_HEIGHT, PAPER, SCALE, SOFT, VERMILION, WIDTH, matplotlib_style
+from ..style import (
+    DPI,
+    FONT_SIZE,
+    INK,
+    PANEL_HEIGHT,
+    PAPER,
+    SCALE,
+    SIGNED_SCALE,
+    SOFT,
+    VERMILION,
+    WIDTH,
+    matplotlib_style,
+)
 from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, Strip, spread
 
 MOST_NUMBERS = 120
@@ -149,8 +161,8 @@ def _draw_areas(axis, areas: Areas) -> None:
 
 def _draw_heat(axis, heat: Heat) -> None:
     values = np.asarray(heat.values, float)
-    colours = LinearSegmentedColormap.from_list("chiasm", SCALE)
-    low, high = heat.limits or (np.nanmin(values), np.nanmax(values))
+    colours = LinearSegmentedColormap.from_list("chiasm", SIGNED_SCALE if heat.signed else SCALE)
+    low, high = heat.range
     image = axis.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     for ticks, names in ((axis.set_xticks, heat.columns), (axis.set_yticks, heat.rows)):
         step = max(1, math.ceil(len(names) / 12))
@@ -160,12 +172,18 @@ def _draw_heat(axis, heat: Heat) -> None:
         spine.set_visible(False)
     if values.size <= MOST_NUMBERS:
         for i, j in np.ndindex(values.shape):
-            if np.isfinite(values[i, j]):
-                dark = (values[i, j] - low) / ((high - low) or 1) > 0.55
-                axis.text(
-                    j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=FONT_SIZE - 2,
-                    color=PAPER if dark else INK,
-                )  # fmt: skip
+            strong = heat.strong is None or heat.strong[i][j]
+            share = (np.clip(values[i, j], low, high) - low) / ((high - low) or 1)
+            dark = (abs(2 * share - 1) if heat.signed else share) > 0.55
+            axis.text(
+                j, i, heat.text(i, j), ha="center", va="center", fontsize=FONT_SIZE - 2,
+                fontweight="bold" if strong and heat.strong is not None else "normal",
+                color=PAPER if dark else INK if strong else SOFT,
+            )  # fmt: skip
+    for i, j in heat.framed:
+        axis.add_patch(
+            Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=INK, linewidth=1.6, clip_on=False)
+        )
     bar = axis.figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
     bar.set_label(heat.label, fontsize=FONT_SIZE - 1)
     bar.outline.set_visible(False)
