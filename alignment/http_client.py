@@ -91,6 +91,8 @@ class ChatEndpoint:
             try:
                 text = self._once(content)
                 found = accept(text)
+            except UserError:  # a ValueError as well
+                raise
             except (EndpointError, ValueError) as error:
                 reason = str(error)
                 continue

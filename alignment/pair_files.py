@@ -129,11 +129,7 @@ def write_dataset(kept: Sequence[dict], images: Path, out: Path, cache: Path, *,
     disable_progress_bar()
     try:
         rows = {"kept": list(kept), "images": str(images), "chat": chat}
-        if kept:
-            made = Dataset.from_generator(_rows, gen_kwargs=rows, features=features, cache_dir=str(cache))
-        else:
-            made = Dataset.from_dict({name: [] for name in features}, features=features)
-        made.save_to_disk(out)
+        Dataset.from_generator(_rows, gen_kwargs=rows, features=features, cache_dir=str(cache)).save_to_disk(out)
     finally:
         if shown:
             enable_progress_bar()

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..probes.loader import Data
 from ..probes.progress import Meter
 from ..probes.record_file import RecordFile
+from ..scenes.errors import UserError
 from ..scenes.sample import BadSample, Sample
 from .encoders import Encoder
 from .filters import REASONS, Filters
@@ -135,10 +136,17 @@ def _finish(folder: PairFolder, records: list[dict[str, Any]], config: PairConfi
     least = {i for _, i in scored[: int(config.fluency * len(scored))]}
     dropped += [{"id": kept[i]["id"], "reason": "disfluent", "kind": kept[i]["kind"]} for i in sorted(least)]
     kept = [record for i, record in enumerate(kept) if i not in least]
+    reasons = counts([record["reason"] for record in dropped], list(REASONS))
+    if not kept:
+        told = ", ".join(f"{code} {count}" for code, count in reasons.items())
+        raise UserError(
+            f"none of the {len(records)} items gave a pair ({told}): give more or other data, or another --backend, --mask or "
+            f"--encoder; every reason is in {str(folder.records)!r}"
+        )
     texts = ([record[name] for record in kept] for name in ("chosen", "rejected", "picture"))
     report = {
         "n": len(kept), "read": len(records),
-        "dropped": counts([record["reason"] for record in dropped], list(REASONS)),
+        "dropped": reasons,
         "kinds": counts([record["kind"] for record in kept], (*KINDS, "all")),
         "giveaway": giveaway(*texts, seed=config.seed),
         "length_difference": sum(record["length_difference"] for record in kept) / max(len(kept), 1),

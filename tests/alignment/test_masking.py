@@ -71,7 +71,7 @@ def test_english_by_its_vocabulary():
     assert "Three" in masker.candidates(MaskedText(text, (first,)), first)
     assert masker.agree("An cat and a umbrella") == "A cat and an umbrella"
     assert {kind for kind, _ in SLOTS.values()} == set(KINDS)
-    with pytest.raises(UserError, match="'cat' stands in"):
+    with pytest.raises(UserError, match="'Cat' stands in"):
         WordMasker({"a": ("object", ["cat"]), "b": ("object", ["Cat"])})
     with pytest.raises(UserError, match="kind 'thing'"):
         WordMasker({"a": ("thing", ["cat"])})
