@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.attention import PREFIX, is_read, original
+from ..models.trace import sites_read
 from ..scenes.errors import UserError
 from .dropping import check_in_sequence
 from .residual import Layers, layers_of
@@ -69,7 +70,7 @@ class _Skip:
 
 class SkipFFN(_Skip):
     """The feed-forward sublayer of the layers is computed for the other positions only: skipped rows leave the layer as
-    x + attention(x), to the bit."""
+    x + attention(x), to the bit. While somebody reads what goes into its linear layers, it is computed for all."""
 
     def edits(self, vlm) -> list[Edit]:
         return [edit for i in self.chosen(vlm) for edit in _feed_forward(vlm.anatomy, i, self.positions)]
@@ -78,8 +79,8 @@ class SkipFFN(_Skip):
 class SkipAttention(_Skip):
     """The attention sublayer of the layers adds nothing at the positions, which stay keys and values for the others.
 
-    Queries, attention and its output projection are computed for the others only; while somebody reads attention, of all
-    rows. A linear-attention layer has a state that needs every row: there nothing is added, but nothing saved.
+    Queries, attention and its output projection are computed for the others only; while somebody reads attention, or what goes
+    into its linear layers, of all rows. A linear-attention layer has a state that needs every row: there nothing is added, but nothing saved.
     """
 
     def edits(self, vlm) -> list[Edit]:
@@ -103,9 +104,9 @@ class SkipBlock(_Skip):
 def _feed_forward(anatomy, layer: int, positions: Positions) -> list[Edit]:
     block = anatomy.blocks[layer]
     if (mlp := getattr(block, "mlp", None)) is not None:
-        return _computed_rows(mlp, mlp, positions)
+        return _computed_rows(mlp, mlp, positions, layer)
     if hasattr(block, "fc1") and hasattr(block, "fc2"):  # OPT has no module around them
-        return _computed_rows(block.fc1, block.fc2, positions)
+        return _computed_rows(block.fc1, block.fc2, positions, layer)
     raise UserError(
         f"layer {layer} of this {anatomy.family} has no feed-forward module that could be skipped by itself"
     )
@@ -116,11 +117,11 @@ def _attention(anatomy, layer: int, positions: Positions) -> list[Edit]:
     if module is None:
         return [Edit(anatomy.blocks[layer].linear_attn, after=lambda output, where: _zeroed(output, where, positions))]
     query, out = (_child(module, names) for names in (_QUERY, _OUT))
-    edits = [Edit(module, attend=_attending(positions))]
+    edits = [Edit(module, attend=_attending(positions, layer))]
     if query is not None:
-        edits += _computed_rows(query, query, positions, unless=is_read)
+        edits += _computed_rows(query, query, positions, layer, query=True)
     return edits + (
-        _computed_rows(out, out, positions)
+        _computed_rows(out, out, positions, layer)
         if out is not None
         else [Edit(module, after=lambda output, where: _zeroed(output, where, positions))]
     )
@@ -140,20 +141,29 @@ def _computed(where: Where, positions: Positions, device) -> Tensor | None:
 
 
 def _zeroed(output: Tensor, where: Where, positions: Positions) -> Tensor:
-    computed = _computed(where, positions, output.device)
-    return output if computed is None else output.masked_fill(~computed[..., None], 0)
+    computed = _computed(where, positions, output.device)  # rows may come as (B n, D): OPT's do
+    return output if computed is None else output.masked_fill(~computed.reshape(output.shape[:-1])[..., None], 0)
 
 
-def _computed_rows(entry: nn.Module, leave: nn.Module, positions: Positions, unless=lambda: False) -> list[Edit]:
+def _inputs_read(layer: int) -> bool:
+    """Whether somebody reads what goes into a layer's linear layers, whose sites have a place for every row."""
+    return any(site.startswith(f"blocks.{layer}.in.") for site in sites_read())
+
+
+def _computed_rows(
+    entry: nn.Module, leave: nn.Module, positions: Positions, layer: int, *, query: bool = False
+) -> list[Edit]:
     """From `entry` to `leave`, which treat every row alike, only the computed rows go: zero is what the others get.
 
-    Several skips of one sublayer take rows out one after the other, and the last one's are put back first.
+    Several skips of one sublayer take rows out one after the other, and the last one's are put back first. While inputs of
+    linear layers are read all rows go, and zero is what the same ones get; of a query, whose weights may be read, none.
     """
     key = ("skipped", id(leave))
 
     def gather(args: tuple, kwargs: dict, where: Where):
         states = args[0] if args else kwargs["hidden_states"]
-        computed = None if unless() else _computed(where, positions, states.device)
+        whole = _inputs_read(layer) or (query and is_read())
+        computed = None if whole else _computed(where, positions, states.device)
         stack = where.held.setdefault(key, [])
         if computed is None:
             stack.append(None)
@@ -168,7 +178,7 @@ def _computed_rows(entry: nn.Module, leave: nn.Module, positions: Positions, unl
 
     def scatter(output: Tensor, where: Where) -> Tensor:
         if (last := where.held[key].pop()) is None:
-            return output
+            return output if query else _zeroed(output, where, positions)  # if none is skipped, the output as it is
         _, here, shape = last
         full = output.new_zeros(len(here), output.shape[-1])
         full[here.to(output.device)] = output.reshape(-1, output.shape[-1])
@@ -179,7 +189,7 @@ def _computed_rows(entry: nn.Module, leave: nn.Module, positions: Positions, unl
     return [Edit(entry, before=gather), Edit(leave, after=scatter)]
 
 
-def _attending(positions: Positions):
+def _attending(positions: Positions, layer: int):
     """The kernel run for the computed queries alone, under the mask that they had among all."""
 
     def attend(plain, where: Where, module, query, key, value, mask, **options):
@@ -188,7 +198,8 @@ def _attending(positions: Positions):
         own = name in ("sdpa", "eager") and plain is original(
             name, module
         )  # other changes of attention need all queries
-        if computed is None or is_read() or not own or query.shape[2] != computed.shape[1]:
+        whole = is_read() or _inputs_read(layer)
+        if computed is None or whole or not own or query.shape[2] != computed.shape[1]:
             return plain(module, query, key, value, mask, **options)
         n = int(computed.sum(1).max())
         if n == 0:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from chiasm.models import open_vlm
 from chiasm.models.passes import telling
+from chiasm.models.trace import linear_sites
 from chiasm.scenes.errors import UserError
 from chiasm.steering import PruneVisual, SkipAttention, SkipBlock, SkipFFN, VisualExit, steer
 from chiasm.steering.skip import skip_layers
@@ -215,3 +216,17 @@ def test_bad_input_is_one_line():
     for kind in KINDS:
         with pytest.raises(UserError, match="positions='image': the pictures of a mllama"), steer(mllama, kind(1)):
             pass
+
+
+@EVERY
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_of_linear_layers_have_a_place_for_every_row_while_they_are_read(name, kind):
+    vlm, inputs, positions = opened(name)
+    sites = [site for site in linear_sites(vlm.anatomy) if site.startswith(f"blocks.{LAYER}.in.")]
+    out = f"blocks.{LAYER}.resid_post"
+    with steer(vlm, kind(layers=LAYER, positions=positions)):
+        alone = vlm.trace(inputs, [out])
+        beside = vlm.trace(inputs, [out, *sites])
+    plain = vlm.trace(inputs, sites)
+    assert {site: beside[site].shape for site in sites if site in beside} == {site: plain[site].shape for site in sites if site in plain}  # fmt: skip
+    torch.testing.assert_close(beside[out], alone[out], atol=1e-5, rtol=1e-4)
