@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from ..models import VLM, open_vlm
 from ..models.spans import find_spans
@@ -15,11 +14,12 @@ from ..scenes.benchmarks import caption_set
 from ..steering.branches import Branch, join, new_cache
 from ..steering.contrast import ContrastDecoder, contrast
 from ..steering.negatives import NoisedImage, OutlierTokens
-from .bench import FULL, IMAGE, Row, Size
+from .bench import IMAGE, Row, Size
+from .bench_models import PICTURE, WORDS, billion_vlm, prompt
 from .timing import Ratio, Rounds, allocation_peak, interleave
 
-PICTURE, WORDS, K = 336, 63, 10
-"""Pixels a side (576 patches and CLS), words of the prompt beside bos and the picture, visual tokens that DAMRO keeps."""
+K = 10
+"""Visual tokens that DAMRO keeps."""
 
 PATCHES = (PICTURE // 14) ** 2
 DAMRO = f"DAMRO, k={K}"
@@ -38,7 +38,7 @@ def token_rows(size: Size) -> Iterator[Row]:
     two rows at several times the cost of one (MKL), which says nothing about contrast. Caches hold random keys: what is in
     them costs nothing.
     """
-    vlm = random_llava(size, layers=16, dtype=torch.bfloat16)
+    vlm = billion_vlm(size, dtype=torch.bfloat16)
 
     def plain(branch: Branch) -> None:
         branch.step(branch.logits.argmax(-1))
@@ -64,11 +64,8 @@ def token_rows(size: Size) -> Iterator[Row]:
 def prompt_rows(size: Size) -> Iterator[Row]:
     """The prompt: vision tower, decoder, the choice of outliers, the second prompt. A quarter of the layers, in fp32, since
     the ratio does not hang on depth and a prompt is much arithmetic."""
-    vlm = random_llava(size, layers=4, dtype=torch.float32)
-    words = torch.randint(4, vlm.anatomy.vocab_size, (1, WORDS), generator=torch.Generator().manual_seed(0))
-    ids = torch.cat([torch.ones(1, 1, dtype=torch.long), torch.full((1, PATCHES), IMAGE), words], 1)
-    pixels = torch.randn(1, 3, PICTURE, PICTURE, generator=torch.Generator().manual_seed(0))
-    inputs = vlm.from_tensors(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+    vlm = billion_vlm(size, layers=4)
+    inputs = prompt(vlm)
     outliers, noised = ContrastDecoder(vlm, OutlierTokens(k=K)), ContrastDecoder(vlm, NoisedImage())
     steps = {
         name: lambda make=make: make(inputs, max_new_tokens=1)
@@ -130,38 +127,6 @@ def _timed(generate: Callable, inputs, tokens: int = 12) -> tuple[float, float]:
     began = time.perf_counter()
     generate(inputs, stopping_criteria=[see], max_new_tokens=tokens, min_new_tokens=tokens)
     return told[0] - began, (told[-1] - told[0]) / (len(told) - 1)
-
-
-# -- models and caches ---------------------------------------------------------------------------------------------------
-
-
-def random_llava(size: Size, *, layers: int, dtype: torch.dtype) -> VLM:
-    """A random Llava, its language model as wide as Llama 3.2 1B (16 layers: 1.04 billion); small where not full size.
-
-    The tower is small (6 x 192), so that time is the language model's, as it is in models of use.
-    """
-    vision = CLIPVisionConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6, image_size=PICTURE, patch_size=14
-    )  # fmt: skip
-    width = (2048, 8192, 32) if size is FULL else (128, 256, 8)
-    text = LlamaConfig(
-        **dict(zip(("hidden_size", "intermediate_size", "num_attention_heads"), width, strict=True)),
-        num_hidden_layers=layers, num_key_value_heads=8, vocab_size=32000 if size is FULL else 500,
-        max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, tie_word_embeddings=True)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    model = model.to(dtype).to_empty(device="cpu")
-    model.tie_weights()
-    for name, value in model.named_parameters():  # even numbers: a billion normal ones would take a minute
-        value.data.uniform_(-0.03, 0.03) if value.dim() > 1 else value.data.fill_(0.0 if name.endswith("bias") else 1.0)
-    for module in model.modules():  # what is no weight, as a new module has it
-        if hasattr(module, "inv_freq"):
-            module.inv_freq = module.original_inv_freq = type(module)(module.config).inv_freq
-        if hasattr(module, "position_ids"):
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
-    return open_vlm(model=model.eval(), device="cpu")
 
 
 def at_length(vlm: VLM, length: int) -> Branch:

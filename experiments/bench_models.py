@@ -12,18 +12,18 @@ PICTURE, WORDS = 336, 63
 """Pixels a side (576 patches and CLS), words of the prompt beside the picture."""
 
 
-def billion_vlm(size: Size) -> VLM:
-    """A random Llava with a language model of a billion parameters (16 x 2048, grouped keys), as Llama 3.2 1B; fp32.
+def billion_vlm(size: Size, *, layers: int = 16, dtype: torch.dtype = torch.float32) -> VLM:
+    """A random Llava with a language model of a billion parameters (16 x 2048, grouped keys), as Llama 3.2 1B.
 
-    Any size but the full one: two small layers. The tower is small (6 x 192), so that time is the language model's, as in
+    Any size but the full one: small layers, two at most. The tower is small (6 x 192), so that time is the language model's, as in
     models of use.
     """
     vision = CLIPVisionConfig(
         hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6, image_size=PICTURE, patch_size=14
     )  # fmt: skip
-    shape = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32)
+    shape = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=32)
     if size is not FULL:
-        shape = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=8)
+        shape = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=min(layers, 2), num_attention_heads=8)
     text = LlamaConfig(
         **shape, num_key_value_heads=8, vocab_size=32000, max_position_embeddings=1024, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -31,7 +31,7 @@ def billion_vlm(size: Size) -> VLM:
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, tie_word_embeddings=True)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    model = model.to_empty(device="cpu")
+    model = model.to(dtype).to_empty(device="cpu")
     model.tie_weights()
     torch.manual_seed(0)
     model.apply(_filled)

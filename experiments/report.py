@@ -16,10 +16,11 @@ from ..scenes.sample import Sample
 from .examples import examples
 from .figures import Drawn, draw
 from .lenses import LENSES, built_in, figures_of
-from .lineage import is_organism, lineage
+from .lineage import is_organism
 from .options import load_probe
 from .page import SHOWN, Page, PageFigure, Section, packed_plotly, page_figure, shown_table, write_page
 from .run import Run
+from .studies import own_studies
 from .study import DPI, Study, first_good, framed_scenes
 
 logger = logging.getLogger("chiasm")
@@ -90,7 +91,7 @@ def report(
         )
         sections = [_section(probe, result, run) for probe in instruments]
         shown = examples(vlm, first)
-        studies = _studies(vlm, seed, limit, out, device, dtype)
+        studies = own_studies(vlm, seed=seed, limit=limit, root=out, device=device, dtype=dtype)
         page = _page(
             vlm,
             described,
@@ -162,55 +163,6 @@ def _kept(drawn: Drawn, section: str, run: Run, name: str) -> PageFigure:
     """Writes a figure into the run, and takes its picture from there: it is drawn once."""
     written = run.figure(name, drawn.picture, drawn.interactive, dpi=DPI)
     return page_figure(section, drawn, written[0].read_bytes() if written[0].exists() else None)
-
-
-def _studies(vlm, seed: int, limit: int | None, out, device, dtype) -> list[Study]:
-    """The experiments on the bundled family; none for other models."""
-    if not is_organism(vlm):
-        return []
-    from . import (
-        acting,
-        alignment,
-        causal_trace,
-        compute,
-        concepts,
-        embeddings,
-        forgetting,
-        hallucination,
-        image_words,
-        outliers,
-        shared_weights,
-        steering,
-    )
-
-    series = lineage()
-    few = None if limit is None else max(8, limit // 2)
-    fewer = None if limit is None else max(6, limit // 4)
-    some = {"seed": seed, "root": out, "limit": few}
-    placed = some | {"device": device, "dtype": dtype}
-    asked = {} if limit is None else {"questions": max(8, min(60, limit // 2))}
-    every = {
-        "alignment": lambda: alignment.study(series, **placed, **asked),
-        "forgetting": lambda: forgetting.study(series, **placed, **asked),
-        "outliers": lambda: outliers.study(vlm, **some | {"limit": few or 48}, captions=few or 100),
-        "embeddings": lambda: embeddings.study(series, **placed, **asked),
-        "concepts": lambda: concepts.study(**placed | {"limit": few or 150}),
-        "image_words": lambda: image_words.study(**placed),
-        "shared_weights": lambda: shared_weights.study(vlm, **some, **asked),
-        "causal_trace": lambda: causal_trace.study(vlm, **some | {"limit": fewer and min(fewer, 24)}),
-        "steering": lambda: steering.study(vlm, **some | {"limit": fewer}),
-        "hallucination": lambda: hallucination.study(
-            vlm, **some | {"limit": fewer or 40}, batch_size=64, seeds=5 if limit is None else 2
-        ),
-        "acting": lambda: acting.study(vlm, **some | {"limit": fewer or 60}),
-        "compute": lambda: compute.study(vlm, **some | {"limit": fewer or 60}),
-    }
-    studies = []
-    for name, study in every.items():
-        began = time.monotonic()
-        studies.append(study())
-        logger.info(f"experiment {name}: {time.monotonic() - began:.0f} s")
-    return studies
 
 
 def _study_section(study: Study) -> Section:
