@@ -158,7 +158,7 @@ def work(at):
 
 kills = 0
 while True:
-    child = os.fork() or work(19 + kills)
+    child = os.fork() or work(9 + kills)
     status = os.waitpid(child, 0)[1]
     if status != signal.SIGKILL:
         break
@@ -168,7 +168,7 @@ print(kills, status)
 
 
 def test_kill_9_at_any_step_resumes_to_the_same_pairs(made, samples, tmp_path):
-    """Real processes that are killed at their 19th write to the disk, at their 20th, …, while reading, searching or finishing."""
+    """Real processes that are killed at their 9th write to the disk, at their 10th, …, while reading, searching or finishing."""
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, str(tmp_path / "out")], capture_output=True, text=True, timeout=120
     )
