@@ -57,6 +57,11 @@ def first_rows(output: FusedCausalLMOutput, rows: int) -> FusedCausalLMOutput:
     )
 
 
+def row_sums(output: FusedCausalLMOutput, inputs) -> Tensor:
+    """(rows,) log-probabilities. Prompt learning puts outputs in front: the last ones are those of the rows."""
+    return output.log_probs[:, -(inputs["labels"].shape[1] - 1) :].sum(1)
+
+
 def check_branches(batch: dict[str, Tensor]) -> int:
     """The number of branches, 2 or 3. Raises UserError for rows that another collator made."""
     branch, rows = batch.get("branch"), len(batch["input_ids"])

@@ -230,6 +230,9 @@ def test_trls_columns_alone_are_dpo_or_refused(llava, tmp_path, caplog):
     made = trainer(tmp_path, copy.deepcopy(model), processor, data, visual_weight=0.0)
     assert "no rejected_images: plain DPO" in caplog.text
     assert loss_of(made).item() == pytest.approx(LOG2, abs=1e-5)
+    with pytest.raises(UserError, match="data_collator is a function: use VisualPreferenceCollator"):
+        VisualDPOTrainer(copy.deepcopy(model), args=config(tmp_path), train_dataset=dataset(), processing_class=processor,
+                         data_collator=rows)  # fmt: skip
     with pytest.raises(UserError, match="no column images"):
         trainer(tmp_path, copy.deepcopy(model), processor, data.remove_columns("images"))
 
