@@ -78,7 +78,7 @@ def trace_memory(
 
     - weights: every parameter, a bytes each, tied ones once (`weight_memory` for quantised ones);
     - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S, attn_shuffled 8 B H T and
-      attn_images 8 B H T I (always fp32); cross_mass 4 B H T I tiles; attn_rows 4 B H Q T for Q queries
+      attn_images 8 B H T I (always fp32); cross_mass 4 B H T I tiles; attn_rows and attn_few 4 B H Q T for Q queries
       (1 without an answer, as counted here); the inputs of a layer's linears (in.PATH) B T a times their widths, those that
       read one tensor (q, k and v; gate and up) once; projector B I tokens D a (before padding is cut); vision.blocks.i.resid_post M N Dv a, its attention sites 4 M Hv N;
     - logits: B T V a, made by the model whether asked for or not;
@@ -127,7 +127,7 @@ def site_bytes(
         return rows * 2 * images
     if kind == "blocks.cross_mass":
         return rows * images * tiles
-    if kind.endswith("_rows"):  # one query, the last of the prompt; an answer of n tokens has n
+    if kind.endswith(("_rows", "_few")):  # one query, the last of the prompt; an answer of n tokens has n
         return batch * anatomy.n_heads * 4 * (images * tiles * patches if "cross" in kind else length)
     kept = patches if kind.endswith("cls_logprobs") else patches - anatomy.layout.prefix
     if kind == "resampler.attention":

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .attention import Call
-from .spans import Spans
+from .spans import FEW, Spans
 
 MASSES = ("attn_mass", "attn_shuffled", "attn_images")
-_PADDED = (*MASSES, "attn_rows", "cross_rows")
+ROWS = ("attn_rows", "attn_few", "cross_rows", "cross_few")
+_PADDED = (*MASSES, *ROWS)
 
 
 class DecoderReader:
@@ -21,7 +22,7 @@ class DecoderReader:
         self.recorder, self.anatomy, self.sites = recorder, recorder.anatomy, set(recorder.sites)
         spans, blocks = recorder.spans, [site for site in recorder.sites if site.startswith("blocks.")]
         kinds = {site.rsplit(".", 1)[1] for site in blocks}
-        wanted = {*MASSES, "attn_rows", "cross_mass", "cross_rows"}
+        wanted = {*MASSES, *ROWS, "cross_mass"}
         layers = {int(site.split(".")[1]) for site in blocks if site.rsplit(".", 1)[1] in wanted}
         self.layers = {id(self.anatomy.attention(i)): i for i in layers}
         parts = {"attn_mass": spans.indicators()}
@@ -35,7 +36,7 @@ class DecoderReader:
         self.later[Spans.names.index("generated")] = 1
         if "attn_shuffled" in parts:
             self.later[len(Spans.names) + 1] = 1  # behind the picture
-        self.queries = spans.predicting() if kinds & {"attn_rows", "cross_rows"} else None
+        self.queries = {kind: _asked(spans, kind) for kind in kinds & set(ROWS)}
 
     def see(self, call: Call) -> None:
         layer = self.layers.get(id(call.module))
@@ -49,10 +50,10 @@ class DecoderReader:
             for kind, part in zip(self.widths, mass.split(list(self.widths.values()), -1), strict=True):
                 if self._wants(layer, kind):
                     self._keep(layer, kind, part)
-        kind = "cross_rows" if cross else "attn_rows"
-        if self._wants(layer, kind):
-            rows = call.rows(self._queries(call.query))
-            self._keep(layer, kind, rows if cross else _first_keys(rows, self.recorder.seen))
+        for kind in self.queries:
+            if self._wants(layer, kind):
+                rows = call.rows(self._queries(kind, call.query))
+                self._keep(layer, kind, rows if cross else _first_keys(rows, self.recorder.seen))
 
     def _wants(self, layer: int, kind: str) -> bool:
         return f"blocks.{layer}.{kind}" in self.sites
@@ -60,12 +61,12 @@ class DecoderReader:
     def _keep(self, layer: int, kind: str, value: Tensor) -> None:
         self.recorder.read.setdefault(f"blocks.{layer}.{kind}", []).append(value)
 
-    def _queries(self, query: Tensor) -> Tensor:
-        """(B, Q) which of these queries' rows are wanted: those of `Spans.predicting`; of a decoding step its last one."""
+    def _queries(self, kind: str, query: Tensor) -> Tensor:
+        """(B, Q) which of these queries' rows are wanted: those that `_asked` says; of a decoding step its last one."""
         batch, n = query.shape[0], query.shape[2]
         if n < self.recorder.seen:
             return torch.full((batch, 1), n - 1, device=query.device)
-        wanted = self.queries.to(query.device).clamp(min=0)
+        wanted = self.queries[kind].to(query.device).clamp(min=0)
         return wanted.repeat_interleave(batch // len(wanted), 0)
 
     def _at_keys(self, groups: Tensor, batch: int, length: int) -> Tensor:
@@ -95,11 +96,16 @@ def without_padding(value: Tensor, site: str, spans: Spans) -> Tensor:
     """A site's value with the attention of padding, and of queries that a row does not have, set to 0."""
     if not site.startswith("blocks.") or not site.endswith(_PADDED):
         return value
-    real = spans.predicting() >= 0 if site.endswith("_rows") else spans.real
+    real = _asked(spans, site) >= 0 if site.endswith(ROWS) else spans.real
     if real.all():
         return value
     real = real.to(value.device).repeat_interleave(len(value) // len(real), 0)
     return value * pad(real, (0, value.shape[2] - real.shape[1]), value=True)[:, None, :, None]
+
+
+def _asked(spans: Spans, site: str) -> Tensor:
+    """(B, Q) the queries whose rows a site of ROWS holds, -1 where a row has fewer."""
+    return spans.predicting(FEW if site.endswith("_few") else None)
 
 
 def _first_keys(rows: Tensor, seen: int) -> Tensor:

@@ -10,6 +10,9 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+FEW = 8
+"""Queries that the sites `attn_few` and `cross_few` read at most of an answer."""
+
 POST = ("after", "answer", "generated")
 """The labels of text behind the first picture."""
 
@@ -54,13 +57,15 @@ class Spans:
         """The largest number of pictures in one row."""
         return int(self.image_index.max()) + 1 if self.image_index.numel() else 0
 
-    def predicting(self) -> Tensor:
+    def predicting(self, most: int | None = None) -> Tensor:
         """(B, Q) positions that predict a token of the answer, in order, -1 where a row has fewer: the first is the last
-        position of the prompt. Of a row without an answer its last position alone."""
+        position of the prompt. Of a row without an answer its last position alone. most: so many of each row at most,
+        evenly spaced, the first one always."""
         rows = []
         for labels in self.labels:
             answer = torch.nonzero(labels == self.names.index("answer")).flatten()
-            rows.append(answer - 1 if len(answer) else torch.nonzero(labels >= 0).flatten()[-1:])
+            row = answer - 1 if len(answer) else torch.nonzero(labels >= 0).flatten()[-1:]
+            rows.append(row[evenly(len(row), most).to(row.device)])
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
     def indicators(self) -> Tensor:
@@ -115,6 +120,11 @@ class Spans:
 
     def to(self, device) -> Spans:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def evenly(n: int, most: int | None) -> Tensor:
+    """At most `most` of the numbers 0 to n - 1, evenly spaced, the first one always; all of them for None."""
+    return torch.arange(n) if most is None or n <= most else torch.linspace(0, n - 1, most).round().long()
 
 
 def permuted_segments(

@@ -15,11 +15,11 @@ from torch.nn.functional import pad
 from ..scenes.errors import UserError
 from .anatomy import Anatomy
 from .attention import decoder_config, reading_attention
-from .decoder_attention import DecoderReader, without_padding
+from .decoder_attention import MASSES, ROWS, DecoderReader, without_padding
 from .spans import Spans
 from .vision_attention import pooling_attention, vision_readers, vision_sites
 
-_ATTENTION = ("attn_mass", "attn_shuffled", "attn_images", "attn_rows", "cross_mass", "cross_rows")
+_ATTENTION = (*MASSES, *ROWS, "cross_mass")
 _recording: ContextVar[tuple[Recorder, ...]] = ContextVar("chiasm_recorders", default=())
 
 
@@ -32,16 +32,17 @@ def site_names(anatomy: Anatomy) -> list[str]:
     Spans.names), `blocks.i.attn_shuffled` (B, H, T, 2: mass on the text before the picture and on the text behind it, these
     labels dealt anew among the text of each row, see `Spans.shuffled_indicators`; keys decoded later are behind),
     `blocks.i.attn_images` (B, H, T, 2K: for every picture its mass and that of the text after it),
-    `blocks.i.attn_rows` (B, H, Q, T: attention of the Q queries of `Spans.predicting`), `blocks.i.cross_mass` (B, H, T,
-    tiles: Mllama's cross-attention layers, whose keys are the patches) and `blocks.i.cross_rows` (B, H, Q, keys), `final`
+    `blocks.i.attn_rows` (B, H, Q, T: attention of the Q queries of `Spans.predicting`), `blocks.i.attn_few` (of at most `FEW` of
+    them, evenly spaced), `blocks.i.cross_mass` (B, H, T, tiles: Mllama's cross-attention layers, whose keys are the patches),
+    `blocks.i.cross_rows` (B, H, Q, keys) and `blocks.i.cross_few`, `final`
     (B, T, D: after the final norm), `logits` (B, T, V).
     """
     names = [*vision_sites(anatomy), "projector", "embed"]
     for i, kind in enumerate(anatomy.attention_kinds):
         if kind == "cross":
-            names += [f"blocks.{i}.cross_mass", f"blocks.{i}.cross_rows"]
+            names += [f"blocks.{i}.{site}" for site in ("cross_mass", "cross_rows", "cross_few")]
         elif kind != "linear":
-            names += [f"blocks.{i}.{site}" for site in ("attn_mass", "attn_shuffled", "attn_images", "attn_rows")]
+            names += [f"blocks.{i}.{site}" for site in (*MASSES, "attn_rows", "attn_few")]
         if kind != "linear":
             names.append(f"blocks.{i}.attn_out")
         if hasattr(anatomy.blocks[i], "mlp"):
@@ -204,6 +205,6 @@ def _join(values: list[Tensor], site: str) -> Tensor:
         return torch.cat(values, -1)
     if len(values) == 1 or site.startswith(("vision", "projector", "resampler")):
         return values[0]
-    if site.endswith("attn_rows"):
+    if site.endswith(("attn_rows", "attn_few")):
         values = [pad(rows, (0, values[-1].shape[-1] - rows.shape[-1])) for rows in values]
     return torch.cat(values, 2 if site.endswith(_ATTENTION) else 1)

@@ -57,20 +57,19 @@ class Maps:
     rows: Tensor
 
 
-def decoder_layers(anatomy) -> tuple[tuple[int, ...], str]:
-    """The blocks that look at pictures, and the kind of site that says how."""
-    if anatomy.image_in_sequence:
-        layers, kind = [i for i, k in enumerate(anatomy.attention_kinds) if k in ("full", "sliding")], "attn_rows"
-    else:
-        layers, kind = [i for i, k in enumerate(anatomy.attention_kinds) if k == "cross"], "cross_rows"
+def decoder_layers(anatomy, few: bool = False) -> tuple[tuple[int, ...], str]:
+    """The blocks that look at pictures, and the kind of site that says how, for all queries or a `few`."""
+    here, which = ("full", "sliding") if anatomy.image_in_sequence else ("cross",), "few" if few else "rows"
+    layers = [i for i, k in enumerate(anatomy.attention_kinds) if k in here]
+    kind = f"attn_{which}" if anatomy.image_in_sequence else f"cross_{which}"
     if not layers:
         raise UserError(f"no layer of this {anatomy.family} has softmax attention between the text and the picture")
     return tuple(layers), kind
 
 
-def decoder_sites(anatomy) -> tuple[str, ...]:
+def decoder_sites(anatomy, few: bool = False) -> tuple[str, ...]:
     """The sites of the decoder's attention to pictures; with it, where there are query tokens, what these read."""
-    layers, kind = decoder_layers(anatomy)
+    layers, kind = decoder_layers(anatomy, few)
     sites = tuple(f"blocks.{i}.{kind}" for i in layers)
     return (*sites, "resampler.attention") if resampler_attentions(anatomy) else sites
 
@@ -103,12 +102,12 @@ def looked_at(pictures: Sequence[PictureScores], setting: Setting) -> list[Seen]
     return seen
 
 
-def batch_maps(trace, looked: Sequence[Seen], anatomy, queries: Tensor) -> Iterator[Maps]:
+def batch_maps(trace, looked: Sequence[Seen], anatomy, queries: Tensor, few: bool = False) -> Iterator[Maps]:
     """The maps of all pictures, those with equally many candidates together.
 
-    queries: (B, Q) which of the traced rows are wanted, -1 for none.
+    queries: (B, Q) which of the traced rows are wanted, -1 for none. few: they are of the site that holds a few.
     """
-    layers, kind = decoder_layers(anatomy)
+    layers, kind = decoder_layers(anatomy, few)
     groups: dict[int, list[Seen]] = {}
     for one in looked:
         groups.setdefault(len(one.at), []).append(one)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.patch_scores import check_kind, score_kinds, score_site
+from ..models.spans import FEW, evenly
 from ..scenes.errors import UserError
 from ..scenes.world import boxes as things_boxes
 from .intervals import mean_over_samples, powers
@@ -54,7 +55,7 @@ class OutlierOverlap(Probe):
     """
 
     name = "outlier_overlap"
-    sites = ("blocks.*.attn_rows",)
+    sites = ("blocks.*.attn_few",)
 
     def __init__(
         self, *, score: str | None = None, mode: str = "headmean", layer: int | None = None, rule: str = "ratio",
@@ -74,6 +75,7 @@ class OutlierOverlap(Probe):
         self.score, self.mode, self.layer, self.tiles = score, mode, layer, tiles
         self.rule, self.value = check_rule(rule, value)
         self.queries, self.agreement = queries, agreement
+        self._few = queries == FEW  # then rows of a few queries are all that is read
 
     def attach(self, anatomy) -> None:
         self.use_device_of(anatomy)
@@ -84,7 +86,7 @@ class OutlierOverlap(Probe):
         self._anatomy, self._setting = anatomy, Setting(score, self.mode, self.layer, self.rule, self.value, self.tiles)
         self._kinds = (score, *[kind for kind in kinds if kind != score and self.agreement])
         sites = [score_site(anatomy, kind, self.layer if kind == score else None) for kind in self._kinds]
-        self.sites = (*decoder_sites(anatomy), *sites)
+        self.sites = (*decoder_sites(anatomy, self._few), *sites)
         self._layers, _ = decoder_layers(anatomy)
         maps = len(self._layers) * (anatomy.n_heads + 1) + 1
         self.add_sum("values", len(ALL), maps, 3)
@@ -98,9 +100,9 @@ class OutlierOverlap(Probe):
         self.skipped += size - len({picture.row for picture in pictures})
         if not pictures:
             return
-        wanted = spread_queries(inputs.spans.predicting(), self.queries).to(here)
+        wanted = spread_queries(inputs.spans.predicting(FEW if self._few else None), self.queries).to(here)
         looked, found, rows = looked_at(pictures, self._setting), [], []
-        for maps in batch_maps(trace, looked, self._anatomy, wanted):
+        for maps in batch_maps(trace, looked, self._anatomy, wanted, self._few):
             values = describe(maps.attention, maps.chosen, maps.scores)
             other = torch.full_like(maps.share, torch.nan)
             if len(maps.chosen) > 1:
@@ -181,11 +183,7 @@ def _on_things(one, inputs) -> tuple[float, float]:
 def spread_queries(predicting: Tensor, most: int | None) -> Tensor:
     """(B, Q') which columns of `Spans.predicting` (B, Q) to read, -1 for none: at most `most` a row, evenly spaced, the
     first one always."""
-    counts = (predicting >= 0).sum(1).tolist()
-    rows = []
-    for n in counts:
-        every = torch.arange(n) if most is None or n <= most else torch.linspace(0, n - 1, most).round().long()
-        rows.append(every)
+    rows = [evenly(n, most) for n in (predicting >= 0).sum(1).tolist()]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 

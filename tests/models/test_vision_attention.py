@@ -15,6 +15,7 @@ from chiasm.models.patch_scores import (
     score_layer,
     score_site,
 )
+from chiasm.models.spans import FEW
 from chiasm.models.trace import Trace, site_names
 from chiasm.models.vision_attention import combine_heads, patch_columns, resampler_attentions, tower_attention
 from chiasm.scenes.errors import UserError
@@ -195,6 +196,30 @@ def test_rows_equal_eager_attention_with_padding_and_unequal_lengths(name, side)
             assert n == 3 or found[b, :, n:].abs().max() == 0
 
 
+@EVERY
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_few_rows_are_some_of_all_rows_with_padding(name, side):
+    model, joined, _ = batch(name, side)
+    vlm = open_vlm(model=model)
+    inputs = vlm.from_tensors(**joined)
+    answer = Spans.names.index("answer")
+    inputs.spans.labels[0][torch.nonzero(inputs.spans.real[0])[-(FEW + 2) :]] = answer
+    inputs.spans.labels[1][torch.nonzero(inputs.spans.real[1])[-2:]] = answer
+    every, few = inputs.spans.predicting(), inputs.spans.predicting(FEW)
+    assert every.shape == (2, FEW + 2) and few.shape == (2, FEW) and few[1, 2:].eq(-1).all()
+    assert few[0, 0] == every[0, 0] and few[0, -1] == every[0, -1] and few[0].diff().min() >= 1
+    trace = vlm.trace(inputs, ["blocks.*_rows", "blocks.*_few"])
+    kind = "cross" if "mllama" in name else "attn"
+    layers = trace.layers(f"{kind}_few")
+    assert layers and layers == trace.layers(f"{kind}_rows")
+    for layer in layers:
+        rows, found = (trace[f"blocks.{layer}.{kind}_{which}"] for which in ("rows", "few"))
+        for b in range(2):
+            own = few[b][few[b] >= 0]
+            torch.testing.assert_close(found[b, :, : len(own)], rows[b][:, torch.isin(every[b], own)], atol=0, rtol=0)
+            assert len(own) == FEW or found[b, :, len(own) :].abs().max() == 0
+
+
 def test_rows_under_a_sliding_window_forget_what_lies_before_it():
     model, tensors = build("gemma3")
     for part in (model.config.text_config, *(block.self_attn for block in model.model.language_model.layers)):
@@ -225,10 +250,11 @@ def test_rows_of_decoding_steps_equal_those_of_a_full_pass(options):
     model, tensors = build("llava")
     vlm = open_vlm(model=model)
     inputs = vlm.from_tensors(**tensors)
-    ids, trace = vlm.trace_generation(inputs, ["blocks.1.attn_rows"], max_new_tokens=4, min_new_tokens=4, **options)
+    ids, trace = vlm.trace_generation(inputs, ["blocks.1.attn_*"], max_new_tokens=4, min_new_tokens=4, **options)
     whole = torch.cat([tensors["input_ids"], ids[:, :3]], 1)
     maps = eager(model, tensors | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}).attentions
     torch.testing.assert_close(trace["blocks.1.attn_rows"], maps[1][:, :, -4:], atol=1e-5, rtol=0)
+    assert torch.equal(trace["blocks.1.attn_few"], trace["blocks.1.attn_rows"])  # every step has one
 
 
 def test_cross_attention_rows_are_those_of_the_patches():

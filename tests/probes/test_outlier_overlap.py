@@ -7,6 +7,7 @@ import torch
 from chiasm.models import Spans, open_vlm
 from chiasm.models.inputs import Inputs
 from chiasm.models.patch_scores import picture_scores, score_kinds
+from chiasm.models.spans import FEW
 from chiasm.probes.measure import measure
 from chiasm.probes.outlier_overlap import OutlierOverlap, spread_queries
 from chiasm.probes.outlier_words import DIAGNOSTICS, Mention, OutlierWords
@@ -96,7 +97,7 @@ def test_query_tokens_push_attention_to_the_patches():
     probe = read(vlm, inputs)
     trace = vlm.trace(inputs, probe.sites)
     (picture,) = picture_scores(trace, inputs, vlm.anatomy, "cls")
-    rows = trace["blocks.1.attn_rows"][0]
+    rows = trace["blocks.1.attn_few"][0]
     visual = torch.nonzero(inputs.spans.visual[0]).flatten()
     by_hand = torch.zeros(4, 1, 16)
     for q, position in enumerate(visual.tolist()):
@@ -118,10 +119,10 @@ def test_a_decoder_that_looks_at_the_outliers_is_seen_to():
     site = next(s for s in probe.sites if s.startswith("vision"))
     trace.tensors[site] = torch.cat([torch.ones(3, 1), scores], 1).log()[:, None].expand(-1, 4, -1)
     for layer in range(3):
-        rows = torch.zeros_like(trace[f"blocks.{layer}.attn_rows"])
+        rows = torch.zeros_like(trace[f"blocks.{layer}.attn_few"])
         for b in range(3):
             rows[b, :, :, inputs.spans.visual[b]] = scores[b]
-        trace.tensors[f"blocks.{layer}.attn_rows"] = rows
+        trace.tensors[f"blocks.{layer}.attn_few"] = rows
     probe.update(trace, inputs)
     table = probe.compute()
     assert at(table, "overlap")["mean"] == 1 and at(table, "spearman")["mean"] == pytest.approx(1)
@@ -173,6 +174,22 @@ def test_queries_are_those_that_predict_the_answer_or_the_last_of_the_prompt():
     prompt = read(vlm, vlm.prepare_samples([sample(0), sample(1)]), agreement=False).compute()
     assert at(first, "lift")["mean"] == pytest.approx(at(prompt, "lift")["mean"], abs=1e-5)
     assert at(every, "lift")["mean"] != pytest.approx(at(prompt, "lift")["mean"], abs=1e-7)
+
+
+def test_the_few_rows_of_the_default_give_what_the_chosen_of_all_rows_do():
+    vlm, words = tiny_vlm(), " ".join(f"w{i % 5}" for i in range(21))
+    told = [Sample(f"t{n}", sample(n).prompt, sample(n).images, " ".join(words.split()[:n])) for n in (3, 8, 9, 21)]
+    inputs = vlm.prepare_samples(told)
+    probe = OutlierOverlap()
+    assert probe.queries == FEW
+    few = read(vlm, inputs)
+    assert few.sites[0].endswith("attn_few")
+    all_rows = OutlierOverlap()
+    all_rows._few = False  # the site of all rows, of which it then chooses
+    all_rows.attach(vlm.anatomy)
+    all_rows.update(vlm.trace(inputs, all_rows.sites), inputs)
+    assert all_rows.sites[0].endswith("attn_rows")
+    torch.testing.assert_close(few.values, all_rows.values, atol=1e-6, rtol=1e-6)
 
 
 def test_tiles_are_scored_apart_and_the_released_way_takes_the_first_alone():
