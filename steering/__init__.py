@@ -3,7 +3,13 @@
 from .attention import VisualAttentionBoost
 from .causal_trace import causal_trace
 from .contrast import ContrastDecoder
-from .directions import Direction, direction_from_pairs
+from .directions import (
+    Direction,
+    direction_from_pairs,
+    direction_from_samples,
+    direction_from_shift,
+    directions_of_concepts,
+)
 from .exit import VisualExit
 from .negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
 from .patch import Patch
@@ -40,6 +46,9 @@ __all__ = [
     "When",
     "causal_trace",
     "direction_from_pairs",
+    "direction_from_samples",
+    "direction_from_shift",
+    "directions_of_concepts",
     "select_directions",
     "steer",
     "try_directions",

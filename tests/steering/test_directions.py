@@ -5,15 +5,23 @@ import json
 import pytest
 import torch
 from chiasm.models import open_vlm
-from chiasm.scenes.benchmarks import scene_samples
+from chiasm.probes.concept_files import load_dictionary, load_shift, save_dictionary, save_shift
+from chiasm.probes.concept_shift import concept_shift
+from chiasm.probes.concepts import decompose
+from chiasm.probes.extraction import extract
+from chiasm.scenes.benchmarks import caption_set, scene_samples
 from chiasm.scenes.errors import UserError
-from chiasm.steering import AddDirection, Direction, steer
+from chiasm.scenes.sample import BadSample
+from chiasm.steering import AddDirection, Direction, select_directions, steer, try_directions
 from chiasm.steering.directions import (
     checked_vector,
     concept_directions,
     difference_direction,
     direction_between,
     direction_from_pairs,
+    direction_from_samples,
+    direction_from_shift,
+    directions_of_concepts,
     last_states,
 )
 
@@ -141,6 +149,20 @@ def test_a_direction_of_another_model_width_or_without_numbers_is_refused(organi
         checked_vector(direction.vector[None], organism)
 
 
+def test_a_direction_of_another_dtype_is_refused_and_told(organism, direction):
+    half = open_vlm("organism", device="cpu", dtype="bf16")
+    with pytest.raises(
+        UserError, match=r"made on organism \(weights \w+, float32\), this is organism \(weights \w+, bfloat16\)"
+    ):
+        checked_vector(direction, half)
+    assert (
+        checked_vector(direction.vector.half(), half).dtype == torch.float32
+    )  # of any floating type, where it has no card
+    for kind in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(UserError, match=rf"the direction is of {kind}: give floating-point"):
+            checked_vector(torch.ones(WIDTH, dtype=kind), organism)
+
+
 # -- made of states ----------------------------------------------------------------------------------------------------
 
 
@@ -181,3 +203,83 @@ def test_pictures_of_pairs_may_be_one_or_none(organism):
     assert not torch.allclose(one.vector, none.vector, atol=1e-3)
     with pytest.raises(UserError, match="pairs is empty"):
         direction_from_pairs(organism, [image], [], 1)
+
+
+# -- made of samples, of concepts and of their shift -------------------------------------------------------------------
+
+
+def test_a_direction_from_samples_leads_from_one_set_to_the_other(organism):
+    samples = list(scene_samples(12, "train", "existence"))
+    base, target = ([s for s in samples if s.answer == word] for word in ("yes", "no"))
+    found = direction_from_samples(organism, [*base, BadSample("x", "is broken")], target, 1, batch_size=5, about="no")
+    states = [last_states(organism, [s.images for s in some], [s.prompt for s in some], 1) for some in (base, target)]
+    torch.testing.assert_close(found.vector, states[1].mean(0) - states[0].mean(0), atol=1e-4, rtol=1e-4)
+    assert found.layer == 1 and found.card["n"] == [len(base), len(target)] and found.card["about"] == "no"
+    assert found.card["states"] == "last_prompt" and found.card["state_norm"] > 0
+    same = direction_from_samples(organism, base, base, 1)
+    assert not same.vector.any()
+    with pytest.raises(UserError, match="target holds no sample"):
+        direction_from_samples(organism, base, [BadSample("x", "is broken")], 1)
+    with pytest.raises(UserError, match="states='words' must be one of last_prompt, caption"):
+        direction_from_samples(organism, base, target, 1, states="words")
+    with pytest.raises(UserError, match="layer 9 is outside"):
+        direction_from_samples(organism, base, target, 9)
+
+
+def test_a_direction_from_captions_is_of_means_over_what_is_said(organism):
+    base, target = (caption_set(4, "train", style) for style in ("neutral", "colour"))
+    found = direction_from_samples(organism, base, target, 2, states="caption")
+    site = "blocks.2.resid_post"
+    means = [extract(organism, some, None, sites=site)[site].mean(0) for some in (base, target)]
+    torch.testing.assert_close(found.vector, means[1] - means[0], atol=1e-3, rtol=1e-3)
+
+
+def told(organism, site: str = "blocks.1.resid_post") -> dict:
+    return {"model": organism.name, "model_hash": organism.fingerprint(), "site": site, "words": ["cat"], "n": 12}
+
+
+def test_fine_directions_of_a_saved_dictionary(organism, tmp_path):
+    found = decompose(torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0)), 3, method="kmeans")
+    save_dictionary(tmp_path / "cat", found, told(organism) | {"concept_words": [["a"], ["b"], ["c"]]})
+    every = directions_of_concepts(*load_dictionary(tmp_path / "cat"))
+    assert list(every) == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    torch.testing.assert_close(every[0, 2].vector, found.atoms[2] - found.atoms[0])
+    card = every[0, 2].card
+    assert every[0, 2].layer == 1 and card["concepts"] == [0, 2] and card["n"] == 12 and card["dictionary"] == "kmeans"
+    assert card["concept_words"] == [["a"], ["c"]] and card["method"] == "difference of concepts"
+    again = Direction.load(every[0, 2].save(tmp_path / "fine"))
+    assert torch.equal(checked_vector(again, organism), every[0, 2].vector)
+    with pytest.raises(UserError, match="was made on organism"):
+        checked_vector(again, open_vlm("organism/aligned", device="cpu"))
+    samples = list(scene_samples(2, "train", "colour"))
+    before, after = try_directions(organism, samples, list(every.values()), max_new_tokens=2)
+    assert sum(before.values()) == 2 and len(after) == 6
+    select_directions(before, after)
+    with pytest.raises(UserError, match="of 'final', which is not steered: learn them at blocks"):
+        directions_of_concepts(found, told(organism, "final"))
+    with pytest.raises(UserError, match="does not say 'model'"):
+        directions_of_concepts(found, {"site": "blocks.1.resid_post"})
+
+
+def test_what_tuning_did_to_a_concept_as_a_direction(organism, tmp_path):
+    """Added to the model before it was tuned, it moves the concept's mean state to where tuning moved it."""
+    a = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0))
+    moved = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
+    assignment = torch.tensor([0, 2] * 4)
+    shift = concept_shift(a, a + moved[assignment // 2], assignment, 3)
+    card = told(organism) | {
+        "model": "tuned",
+        "model_hash": "f00",
+        "from": organism.name,
+        "from_hash": organism.fingerprint(),
+    }
+    save_shift(tmp_path / "cat", shift, card)
+    found = direction_from_shift(*load_shift(tmp_path / "cat"), 2)
+    torch.testing.assert_close(found.vector, moved[1], atol=1e-5, rtol=1e-5)
+    assert (
+        found.layer == 1 and found.card["concept"] == 2 and found.card["tuned"] == {"name": "tuned", "weights": "f00"}
+    )
+    assert torch.equal(checked_vector(found, organism), found.vector)
+    for concept in (1, 3, -1):
+        with pytest.raises(UserError, match=f"concept {concept} has no shift: use one of 0, 2"):
+            direction_from_shift(shift, card, concept)
