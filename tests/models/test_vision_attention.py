@@ -203,10 +203,10 @@ def test_few_rows_are_some_of_all_rows_with_padding(name, side):
     vlm = open_vlm(model=model)
     inputs = vlm.from_tensors(**joined)
     answer = Spans.names.index("answer")
-    inputs.spans.labels[0][torch.nonzero(inputs.spans.real[0])[-(FEW + 2) :]] = answer
+    inputs.spans.labels[0][torch.nonzero(inputs.spans.real[0])[-(FEW + 1) :]] = answer
     inputs.spans.labels[1][torch.nonzero(inputs.spans.real[1])[-2:]] = answer
     every, few = inputs.spans.predicting(), inputs.spans.predicting(FEW)
-    assert every.shape == (2, FEW + 2) and few.shape == (2, FEW) and few[1, 2:].eq(-1).all()
+    assert every.shape == (2, FEW + 1) and few.shape == (2, FEW) and few[1, 2:].eq(-1).all()
     assert few[0, 0] == every[0, 0] and few[0, -1] == every[0, -1] and few[0].diff().min() >= 1
     trace = vlm.trace(inputs, ["blocks.*_rows", "blocks.*_few"])
     kind = "cross" if "mllama" in name else "attn"
