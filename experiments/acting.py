@@ -48,6 +48,9 @@ LAYER, SCALE = 2, 1.0
 LITTLE = 0.05
 """A change of less than so much of R² counts as none."""
 
+SHARE = 0.01
+"""Of what it was, a number must rise by more than so much for an intervention to have done what it says."""
+
 LEANING = "leaning to the colour style"
 SAID = "what is said"
 """The row that is no lens: nats a token by which the scene's true caption without colours is less likely than the one with."""
@@ -232,8 +235,11 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[Claim]:
 
 
 def _rises(table: pd.DataFrame, intervention: str, quantity: str, claim: str, source: str) -> Claim:
+    """By more than a hundredth of what it was: an interval can leave 0 out and be of no consequence."""
     row = pick(table, intervention=intervention, quantity=quantity).iloc[0]
-    return Claim(claim, source, told(quantity, row), sign_of(row))
+    least = SHARE * abs(row["before"])
+    holds = True if row["low"] > least else False if row["high"] < least else None
+    return Claim(f"{claim} (by 1 % or more)", source, told(quantity, row), holds)
 
 
 def sign_of(row) -> bool | None:

@@ -102,10 +102,10 @@ def _rows(outcome: Outcome, against: Outcome, *, what: str = "minus plain", **fa
     rows = []
     for measure, values in outcome.items():
         if what == "minus plain" and not measure.startswith("loss"):
-            rows.append({**facts, "measure": measure, "what": "value", **_estimate(values)})
+            rows.append({**facts, "measure": measure, "what": "value", **estimate(values)})
         if measure not in against:
             continue
-        row = _estimate(
+        row = estimate(
             values.double() - against[measure].double(),
             share=_is_share(values) and _is_share(against[measure]),
             difference=True,
@@ -117,7 +117,7 @@ def _rows(outcome: Outcome, against: Outcome, *, what: str = "minus plain", **fa
     return rows
 
 
-def _estimate(values: Tensor, *, share: bool | None = None, difference: bool = False) -> dict:
+def estimate(values: Tensor, *, share: bool | None = None, difference: bool = False) -> dict:
     """Shares with Wilson's interval, other means and differences with Student's; scenes that do not count are left out.
 
     Where no scene differs from another in a difference of shares, Student's interval is a point: then it reaches as far as

@@ -19,11 +19,11 @@ def changes(table: pd.DataFrame) -> Figure:
     at = [[cells.loc[(row, column)] for column in columns] for row in rows]
     heat = Heat(
         [[float(cell["standardised"]) for cell in line] for line in at],
-        [f"{row}  {line[0]['before']:.2f}".replace("-", "−") for row, line in zip(rows, at, strict=True)],
+        [f"{row}  {line[0]['before'] + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−") for row, line in zip(rows, at, strict=True)],
         ["\n".join(column.rsplit(" ", 1)) if len(column) > 6 else column for column in columns],
         "change, plain SDs between blocks", (-LIMIT, LIMIT),
-        texts=[[_signed(cell["change"]) for cell in line] for line in at],
-        strong=[[bool(cell["low"] > 0 or cell["high"] < 0) for cell in line] for line in at],
+        texts=[[_signed(cell) for cell in line] for line in at],
+        strong=[[_sure(cell) for cell in line] for line in at],
         framed=[(i, j) for i, line in enumerate(at) for j, cell in enumerate(line) if cell["own"]],
         signed=True,
     )  # fmt: skip
@@ -44,11 +44,16 @@ def changes(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
-def _signed(value: float) -> str:
-    """Two digits, with a sign; 0 for no change to three decimals."""
+def _sure(cell) -> bool:
+    return bool(cell["low"] > 0 or cell["high"] < 0)
+
+
+def _signed(cell) -> str:
+    """The change to two digits, with its sign; one too small for three decimals is 0, unless its interval says that it is not."""
+    value = float(cell["change"])
     if not math.isfinite(value):
         return "–"
     if abs(value) < 5e-4:
-        return "0"
+        return f"{value:+.0e}".replace("e-0", "e-").replace("-", "−") if _sure(cell) else "0"
     text = f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}" if abs(value) >= 0.095 else f"{value:+.3f}"
     return text.replace("-", "−")
