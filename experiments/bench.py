@@ -246,7 +246,7 @@ PARTS = {
     "mass": mass_rows,
     "measure": measure_rows,
     "growth": growth_rows,
-    **{name: part(name) for name in ("lenses", "outliers", "embeddings", "concepts", "contrast", "compute")},
+    **{name: part(name) for name in ("lenses", "outliers", "embeddings", "concepts", "contrast", "compute", "retrieval")},
 }
 
 

@@ -19,6 +19,7 @@ from .cli_generate import generate
 from .cli_look import info, runs
 from .cli_measure import measure
 from .cli_organism import organism
+from .cli_pairs import pairs
 from .options import say
 
 # torch and transformers take seconds to import: commands import what needs them, so that `--help` is there at once.
@@ -152,7 +153,7 @@ def run(
     say(str(path))
 
 
-for command in (measure, generate, evaluate, info, runs):
+for command in (measure, generate, evaluate, info, runs, pairs):
     app.command()(command)
 app.add_typer(organism, name="organism")
 
@@ -176,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        print("chiasm: stopped; `chiasm measure --resume latest` (or evaluate) goes on where it was", file=sys.stderr)
+        told = "`chiasm measure --resume latest` (or evaluate) goes on where it was, generate with --out FILE --resume"
+        print(f"chiasm: stopped; {told}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
