@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..scenes.errors import UserError
 from ..steering import AddDirection, Direction, PruneVisual, VisualAttentionBoost, VisualExit, steer
-from .decoding import DECODINGS, Contrasted
+from .decoding import DECODINGS, Contrasted, check_interventions
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,12 @@ class Change:
     name: str
     contrast: Contrasted | None
     interventions: tuple
+
+    def check(self, vlm) -> None:
+        """Raises UserError for a model on which this cannot be done."""
+        if self.contrast is not None:
+            self.contrast.check(vlm)
+        check_interventions(vlm, self.interventions)
 
     def generate(self, vlm, inputs, **options) -> list[str]:
         """Answers under the change; options as in `VLM.generate`."""
@@ -40,11 +46,13 @@ def change_of(
     taken out. boost: PAI's strength.
     """
     inside, words = [], []
+    if not steer and (scale != 1 or positions != "all"):
+        raise UserError("--scale and --positions are of a direction: add --steer NAME.safetensors")
     for path in steer:
         direction = Direction.load(path)
         units = "norm" if "state_norm" in direction.card else "raw"
         inside.append(AddDirection(direction, scale=scale, positions=_place(positions), units=units))
-        words.append(f"{Path(path).stem} × {scale:g}")
+        words.append(f"{Path(path).stem} × {scale:g}" + ("" if positions == "all" else f" at {positions}"))
     for value, make, said in (
         (boost, VisualAttentionBoost, "attention to the picture + {:g}"),
         (prune, PruneVisual, "{:g} of the visual tokens"),
@@ -56,6 +64,8 @@ def change_of(
     if decode == "plain":
         if alpha is not None:
             raise UserError(f"--alpha {alpha:g} is the strength of a contrast: add --decode {', '.join(DECODINGS)}")
+        if beta != 0.1:
+            raise UserError(f"--beta {beta:g} is the cut-off of a contrast: add --decode {', '.join(DECODINGS)}")
         return Change(", ".join(words), None, tuple(inside)) if inside else None
     contrast = Contrasted(decode, alpha, beta or None, interventions=tuple(inside))
     return Change(", ".join([contrast.name, *words]), contrast, tuple(inside))

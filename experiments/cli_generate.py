@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +38,12 @@ def generate(
     dtype: o.Dtype = None,
     limit: o.Limit = 3,
     seed: o.Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answers here too, as JSON Lines.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the answers here too, as JSON Lines, each as it comes.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on behind the answers that the same command left in --out.")
+    ] = False,
     read: o.Read = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", metavar="N")] = 64,
     sample: Annotated[
@@ -51,13 +55,15 @@ def generate(
     """Let a model answer about pictures, plain and changed: steered, contrasted, with tokens taken out."""
     from itertools import islice
 
-    from ..probes.files import write_whole
+    from ..probes.record_file import RecordFile
     from ..scenes.pictures import open_picture
     from ..scenes.readers import DEFAULT_PROMPT
     from ..scenes.sample import BadSample, Sample
 
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+    if resume and out is None:
+        raise UserError("--resume goes on with a file of answers: add --out FILE")
     images = [*(image or ()), *(image_option or ())]
     if images:
         pictures = tuple(open_picture(path) for path in images)
@@ -73,27 +79,35 @@ def generate(
         decode=decode, alpha=alpha, beta=beta, steer=steer or (), scale=scale, positions=positions, prune=prune,
         exit_after=exit_after, boost=boost,
     )  # fmt: skip
-    lines = []
+    if change is not None:
+        change.check(vlm)
+    if out is not None and not resume:
+        out.unlink(missing_ok=True)
+    kept = RecordFile(out, batch_size=1)
+    before = iter(list(kept.records))
     for item in samples:
         if isinstance(item, BadSample):
             say(f"{item.id}: skipped: {item.reason}", error=True)
             continue
         asked = prompt or item.prompt
+        record = {"id": item.id, "prompt": asked} | ({} if change is None else {"change": change.name})
+        if (there := next(before, None)) is not None:
+            if not record.items() <= there.items() or ("change" in there) != ("change" in record):
+                raise UserError(f"{str(out)!r} was begun by another command, at {item.id!r}: leave out --resume")
+            continue
         inputs = vlm.prepare([list(item.images)], [asked])
         options = {"max_new_tokens": max_new_tokens, "do_sample": sample}
         torch.manual_seed(seed)
         (answer,) = vlm.generate(inputs, **options)
-        record = {"id": item.id, "prompt": asked, "answer": answer}
+        record |= {"answer": answer}
         say(f"{item.id}\n  {asked}")
         if change is None:
             say(f"  {answer}")
         else:
             torch.manual_seed(seed)
             (changed,) = change.generate(vlm, inputs, **options)
-            record |= {"changed": changed, "change": change.name}
+            record |= {"changed": changed}
             say(f"  {'plain:':<10}{answer}\n  {'changed:':<10}{changed}")
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        kept.add([record])
     if change is not None:
         say(f"changed: {change.name}", error=True)
-    if out is not None:
-        write_whole(out, "".join(lines).encode())

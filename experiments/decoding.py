@@ -87,6 +87,10 @@ class Contrasted:
         inside = (*made.inside, *self.interventions)
         return ContrastDecoder(vlm, made.negative(self.k), alpha=self.strength, beta=self.beta, interventions=inside)
 
+    def check(self, vlm) -> None:
+        """Raises UserError for a model that has no such negative, or no place for an intervention."""
+        check_interventions(vlm, self.decoder(vlm).interventions)
+
     def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
         return self.decoder(vlm).generate(inputs, max_new_tokens=max_new_tokens)
 
@@ -103,11 +107,21 @@ class Steered:
     def sampled(self) -> bool:
         return self.within is not None and self.within.sampled
 
+    def check(self, vlm) -> None:
+        """Raises UserError for a model that has no place for an intervention."""
+        check_interventions(vlm, self.interventions)
+
     def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
         with steer(vlm, *self.interventions) if self.interventions else nullcontext():
             if self.within is None:
                 return vlm.generate(inputs, max_new_tokens=max_new_tokens)
             return self.within.answer(vlm, inputs, max_new_tokens=max_new_tokens, seeds=seeds)
+
+
+def check_interventions(vlm, interventions: Sequence) -> None:
+    """UserError for one that this model has no place for."""
+    for one in interventions:
+        one.edits(vlm)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def evaluate(
     Raises UserError, one line, also for ids that are not unique and for a run that was begun with something else.
     """
     passes = _passes(benchmark, methods, seed, seeds)
+    for method in methods:
+        if hasattr(method, "check"):
+            method.check(vlm)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise UserError(f"batch_size {batch_size!r} must be a whole number from 1 up")
     max_new_tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens

@@ -23,7 +23,7 @@ class Method(Protocol):
     name: of its answers' file and its rows, so it tells its settings too (letters, digits and `_.+-`). sampled: whether answers
     depend on the seeds; such a method is run several times, and its rows are means over these.
     A method that also has `probabilities(vlm, inputs) -> (B, 2)`, of yes and of no, answers by these; they are kept beside the
-    answers and scored as well.
+    answers and scored as well. One that also has `check(vlm)` is asked before the first question whether it can be run: UserError.
     """
 
     name: str
