@@ -24,7 +24,7 @@ class VisualDPOConfig(DPOConfig):
     visual_weight: weight of the visual term; 1 is rDPO, 0 is DPO and leaves the rejected images out. visual_beta: beta of
     the visual margin, default beta. anchor_weight, anchor_margin: mDPO's anchor. visual_loss_type: "sum" of two logistic
     terms, or "joint", one logistic of the summed margins. visual_metrics: compute the third branch for its metrics although
-    visual_weight is 0. prefix_sharing: True, False or "auto" (where the model allows it and the first rows agree).
+    visual_weight is 0. prefix_sharing: True, False or "auto" (where the model allows it, the first rows agree, and it costs less).
     share_vision_features: encode each distinct picture once; needed only where the prefix is not shared.
     reference_cache_dir: a folder for the reference's log-probabilities, computed once before training; implies
     precompute_ref_log_probs. Raises UserError for values that do not go together, saying why.

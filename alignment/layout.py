@@ -13,7 +13,7 @@ from ..scenes.errors import UserError
 from .adapters import vision_side_is_frozen
 from .branches import forward_rows, plain_logits, row_sums, why_no_features
 from .losses import sequence_logps
-from .shared_prefix import why_not
+from .shared_prefix import pays, why_not
 
 logger = logging.getLogger("chiasm")
 
@@ -35,6 +35,8 @@ class LayoutChecks:
             wanted.append(("features", self._why_no_features(), True))
         for layout, reason, insisted in wanted:
             reason = reason or self._difference(layout)
+            if reason is None and layout == "prefix" and not insisted and not given and not self._pays():
+                reason = "the answers are about as long as the picture and prompt they would share"
             if reason is None:
                 self.data_collator.distinct_images = True
                 return layout
@@ -44,6 +46,9 @@ class LayoutChecks:
             logger.info("every row is computed by itself: %s", reason)
         self.data_collator.distinct_images = False
         return "rows"
+
+    def _pays(self) -> bool:
+        return pays(self.data_collator(first_pairs(self.train_dataset, 8)), self.anatomy.hidden_size)
 
     def _why_no_prefix(self) -> str | None:
         if self.aux_loss_enabled:

@@ -45,6 +45,23 @@ def why_not(anatomy: Anatomy) -> str | None:
     return None
 
 
+def pays(batch: dict[str, Tensor], hidden_size: int) -> bool:
+    """Whether the packed rows of a batch cost less than the rows: they do unless answers are about as long as what they share.
+
+    The cost of R rows of length T is R T (12 D + 2 T) up to a factor: linear layers, and attention without a causal kernel.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    n, lengths = int((batch["branch"] == 0).sum()), mask.sum(1)
+    same = (ids[:n] == ids[n : 2 * n]) & mask[:n] & mask[n : 2 * n]
+    shared = same.long().cumprod(1).sum(1)
+    width = max(int((lengths[:n] + lengths[n : 2 * n] - shared).max()) + 1, int(lengths.max()))
+
+    def cost(rows: int, width: int) -> int:
+        return rows * width * (12 * hidden_size + 2 * width)
+
+    return cost(len(ids) - n, width) < cost(len(ids), int(lengths.max()))
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """tensors: what the model takes for the packed rows, with labels; source: (rows, T-1) int, where in the flattened

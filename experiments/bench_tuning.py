@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -17,16 +16,16 @@ PICTURE, PAIRS, ANSWER = 336, 2, 60
 """Pixels a side (24 x 24 patches of 14 pixels: 576 image tokens), pairs a step, words of an answer."""
 
 
-def llava() -> VLM:
-    """The random Llava of about ten million parameters of the other rows, at 576 visual tokens, with a processor."""
+def llava(side: int = PICTURE) -> VLM:
+    """The random Llava of about ten million parameters of the other rows, with a processor; 576 visual tokens at 336 pixels."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     from ..models.organism.processor import make_tokenizer
 
-    vlm = small_llava(picture=PICTURE, positions=1024)
+    vlm = small_llava(picture=side, positions=1024)
     tokenizer = make_tokenizer(f"w{i}" for i in range(6, 1000))
     vlm.model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    images = CLIPImageProcessor(size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE})
+    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     processor = LlavaProcessor(
         images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
@@ -34,8 +33,8 @@ def llava() -> VLM:
     return open_vlm(model=vlm.model, processor=processor)
 
 
-def pairs(vlm: VLM, side: int):
-    """Random pictures, and answers that share no beginning."""
+def pairs(vlm: VLM, side: int, pictures: int):
+    """Pairs of so many random pictures, with answers that share no beginning."""
     import numpy as np
     from datasets import Dataset
     from PIL import Image
@@ -47,15 +46,14 @@ def pairs(vlm: VLM, side: int):
     def text(n: int) -> str:
         return " ".join(random.choice(words, n))
 
-    def picture() -> Image.Image:
-        return Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    def drawn() -> list[Image.Image]:
+        return [Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(pictures)]
 
     rows = []
     for k in range(PAIRS):
-        rejected = [picture()]
         rows.append(
             {
-                "images": [picture()], "rejected_images": rejected, "prompt": [{"role": "user", "content": text(8)}],
+                "images": drawn(), "rejected_images": drawn(), "prompt": [{"role": "user", "content": text(8)}],
                 "chosen": [{"role": "assistant", "content": text(ANSWER + k)}],
                 "rejected": [{"role": "assistant", "content": text(ANSWER - k)}],
             }
@@ -63,7 +61,7 @@ def pairs(vlm: VLM, side: int):
     return Dataset.from_list(rows)
 
 
-def steps(vlm: VLM, side: int, folder: str) -> dict[str, Callable[[], torch.Tensor]]:
+def steps(vlm: VLM, side: int, pictures: int, folder: str) -> dict[str, Callable[[], torch.Tensor]]:
     """One training step (loss and gradients; the optimiser's part is the same for all) by each way, same pairs and adapter."""
     from trl import DPOConfig, DPOTrainer
 
@@ -73,7 +71,7 @@ def steps(vlm: VLM, side: int, folder: str) -> dict[str, Callable[[], torch.Tens
     from ..alignment.losses import sequence_logps, visual_dpo
     from ..alignment.trainer import VisualDPOTrainer
 
-    data = pairs(vlm, side)
+    data = pairs(vlm, side, pictures)
     settings = dict(
         output_dir=folder, report_to="none", bf16=False, gradient_checkpointing=False, max_length=None, disable_tqdm=True,
         use_cpu=True, per_device_train_batch_size=PAIRS,
@@ -124,44 +122,38 @@ def steps(vlm: VLM, side: int, folder: str) -> dict[str, Callable[[], torch.Tens
     return {name: step(trainer) for name, trainer in trainers.items()} | {"separate": separate}
 
 
+TIMES = (
+    ("3N rows", "rows", "stock", 1.5),
+    ("3N rows, shared features", "features", "stock", 1.5),
+    ("shared prefix", "shared", "stock", 1.5),
+    ("shared prefix, cached reference", "cached", "stock", 0.9),
+    ("shared prefix", "shared", "separate", None),
+    ("shared prefix, cached reference", "cached", "separate", 0.6),
+)
+"""What, its step, the step it is compared with, and the bar."""
+
+
 def rows(size: Size) -> Iterator[Row]:
     """rDPO steps as ratios to TRL's DPO step and to separate forwards, on a random Llava at 576 image tokens and the organism."""
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    quick = size.rounds <= 2  # two rounds only show that everything works
+    side, several = (56, 1) if quick else (PICTURE, 9)  # nine pictures of 64 tokens are 576 as well
     models = {
-        "Llava 10 M, 576 image tokens": (llava, PICTURE),
-        "organism, 64 image tokens": (lambda: open_vlm("organism", device="cpu"), 64),
+        "Llava 10 M": (lambda: llava(side), side, 1),
+        "organism": (lambda: open_vlm("organism", device="cpu"), 64, several),
     }
-    for what, (make, side) in models.items():
+    for name, (make, pixels, pictures) in models.items():
         with tempfile.TemporaryDirectory() as folder:
-            every = steps(make(), side, folder)
+            vlm = make()
+            every = steps(vlm, pixels, pictures, folder)
             found = interleave(every, max(2, size.rounds // 5), warm=1)
-            peaks = {name: allocation_peak(every[name]) for name in ("rows", "shared", "stock")}
-        base, published = f"TRL's DPO step, {what}", f"3 + 3 separate forwards, {what}"
-
-        def timed(name: str, against: str) -> Ratio:
-            return found.ratio(name, against)  # noqa: B023 used at once
-
-        def detail(name: str) -> str:
-            return f"{found.milliseconds(name):.0f} ms"  # noqa: B023 used at once
-
-        yield Row("rDPO step, 3N rows: time", base, timed("rows", "stock"), detail("rows"), 1.5)
-        yield Row(
-            "rDPO step, 3N rows, shared features: time", base, timed("features", "stock"), detail("features"), 1.5
-        )
-        yield Row("rDPO step, shared prefix: time", base, timed("shared", "stock"), detail("shared"), 1.5)
-        yield Row(
-            "rDPO step, shared prefix, cached reference: time", base, timed("cached", "stock"), detail("cached"), 0.9
-        )
-        yield Row("rDPO step, shared prefix: time", published, timed("shared", "separate"), detail("shared"))
-        yield Row(
-            "rDPO step, shared prefix, cached reference: time",
-            published,
-            timed("cached", "separate"),
-            detail("cached"),
-            0.6,
-        )
-        for name, label, bar in (("rows", "3N rows", 1.5), ("shared", "shared prefix", 1.5)):
-            megabytes = f"{peaks[name] / 2**20:.0f} of {peaks['stock'] / 2**20:.0f} MiB"
-            yield Row(
-                f"rDPO step, {label}: peak memory", base, Ratio.of([peaks[name] / peaks["stock"]]), megabytes, bar
-            )
+            peaks = {kind: allocation_peak(every[kind]) for kind in ("rows", "shared", "stock")}
+        tokens = pictures * (pixels // vlm.anatomy.vision_config.patch_size) ** 2
+        what = f"{name}, {tokens} image tokens"
+        against = {"stock": f"TRL's DPO step, {what}", "separate": f"3 + 3 separate forwards, {what}"}
+        for label, step, base, bar in TIMES:
+            spent = f"{found.milliseconds(step):.0f} ms"
+            yield Row(f"rDPO step, {label}: time", against[base], found.ratio(step, base), spent, bar)
+        for label, step in (("3N rows", "rows"), ("shared prefix", "shared")):
+            megabytes = f"{peaks[step] / 2**20:.0f} of {peaks['stock'] / 2**20:.0f} MiB"
+            ratio = Ratio.of([peaks[step] / peaks["stock"]])
+            yield Row(f"rDPO step, {label}: peak memory", against["stock"], ratio, megabytes, 1.5)

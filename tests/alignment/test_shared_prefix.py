@@ -9,7 +9,7 @@ import torch
 from chiasm.alignment.branches import forward_rows, plain_logits, why_no_features
 from chiasm.alignment.collator import VisualPreferenceCollator
 from chiasm.alignment.losses import sequence_logps
-from chiasm.alignment.shared_prefix import pack, why_not
+from chiasm.alignment.shared_prefix import pack, pays, why_not
 from chiasm.models.anatomy import find_anatomy
 from trl.trainer.utils import add_fused_lm_head
 
@@ -125,3 +125,13 @@ def test_equal_answers_and_an_answer_that_begins_another():
     packed = pack(batch, torch.arange(5).repeat(2, 1), torch.float32)
     values = packed.unpack(torch.arange(1.0, 1 + packed.tensors["input_ids"].numel() - 2).view(2, -1))
     assert torch.equal(values[0, :3], values[1, :3]) and values[1, 3] == 0
+
+
+def test_sharing_pays_unless_answers_are_as_long_as_what_they_share():
+    def batch(shared: int, answer: int):
+        ids = torch.arange(shared + answer).repeat(3, 1)
+        ids[1, shared:] += 1000
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "branch": torch.arange(3)}
+
+    assert pays(batch(600, 60), 256) and pays(batch(30, 10), 32)
+    assert not pays(batch(20, 60), 256) and not pays(batch(60, 60), 256)
