@@ -39,7 +39,8 @@ def best_tokens(scores: Tensor, keep: float | int) -> Tensor:
 
 def best_ranked(scores: Tensor, keep: float | int) -> Tensor:
     """As `best_tokens`, but floor(share * N) are kept. Source: FoPru, rank strategy."""
-    return best_tokens(scores, int(keep * len(scores)) if isinstance(keep, float) else keep)
+    # 0.29 * 100 is 28.999999999999996
+    return best_tokens(scores, int(keep * len(scores) + 1e-9) if isinstance(keep, float) else keep)
 
 
 def best_rows(scores: Tensor, rows: Tensor, keep: float | int) -> Tensor:

@@ -177,7 +177,7 @@ def _watched(vlm) -> Iterator[None]:
         if not _active.get():
             return None
         states = kwargs.get("inputs_embeds")
-        states = kwargs["input_ids"] if states is None else states
+        states = kwargs.get("input_ids", args[0] if args else None) if states is None else states
         cache = kwargs.get("past_key_values")
         start = int(cache.get_seq_length()) if cache is not None else 0
         memory = _remembered(cache, start)

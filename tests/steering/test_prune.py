@@ -52,6 +52,7 @@ def test_numbers_kept_of_576_are_those_of_the_page():
     scores = torch.randn(576, generator=torch.Generator().manual_seed(0))
     assert [int(best_tokens(scores, 1 - r).sum()) for r in (0.5, 0.75, 0.9, 0.95)] == [288, 144, 58, 29]
     assert int(best_ranked(scores, 0.05).sum()) == 28  # floor
+    assert int(best_ranked(scores[:100], 0.29).sum()) == 29  # which in binary is a little less
     assert int(best_tokens(scores, 30).sum()) == 30
     assert best_tokens(scores, 576).all() and best_tokens(scores, 1.0).all() and best_tokens(scores, 999).all()
     assert not best_tokens(scores, 0.0).any()

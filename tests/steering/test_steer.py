@@ -306,6 +306,8 @@ def test_spans_are_found_from_the_ids_where_the_model_is_called_directly():
         assert torch.equal(model.generate(**tensors, max_new_tokens=3, do_sample=False)[:, -ids.shape[1] :], ids)
         with pytest.raises(UserError, match="nobody told"):
             model.model.language_model(inputs_embeds=torch.randn(1, 4, 32))
+        with pytest.raises(UserError, match="nobody told"):
+            model.model.language_model(torch.tensor([[5, 6, 7]]))
 
 
 def test_bad_input_is_one_line_before_anything_is_changed(organism):
