@@ -106,7 +106,7 @@ def steps(vlm: VLM, side: int, pictures: int, folder: str) -> dict[str, Callable
 
     whole = trainers["rows"]
     batch = whole._prepare_inputs(dict(whole.data_collator(list(data))))
-    branches = [{k: v[i * PAIRS : (i + 1) * PAIRS] for k, v in batch.items()} for i in range(3)]
+    branches = [{k: v.chunk(3)[i] for k, v in batch.items()} for i in range(3)]
 
     def separate():
         """Three forwards of the policy and three of the reference, as published, without their three more for labels."""
