@@ -55,7 +55,10 @@ LEANING = "leaning to the colour style"
 SAID = "what is said"
 """The row that is no lens: nats a token by which the scene's true caption without colours is less likely than the one with."""
 
-ATTENTION, LIFT, DEPTH = "attention on the picture", "attention on outliers (lift)", "depth in the states (R²)"
+ATTENTION, SINK = "attention on the picture", "attention on the sink"
+LIFT, DEPTH = "attention on outliers (lift)", "depth in the states (R²)"
+KEPT = 0.25
+"""Share of visual tokens kept."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def interventions(vlm: VLM, seed: int = 0) -> list[Changed]:
         Changed("VAR\nsinks", SinkRedistribution(tau=3.0), (ATTENTION, 1)),  # no state here reaches the default, 20
         Changed("colour\nstyle", added(style, direction, SCALE), (LEANING, 1)),
         Changed("random\ndirection", added(style, random, SCALE)),
-        Changed("prune\nto ¼", PruneVisual(0.25, by="mask"), (LIFT, 1)),
+        Changed("prune\nto ¼", PruneVisual(KEPT, by="mask"), (LIFT, 1)),
         Changed("exit at\nhalf", VisualExit(depth // 2 - 1, by="mask"), (ATTENTION, -1)),
         Changed("skip\nFFN", SkipFFN(layers=later), (DEPTH, 0)),
         Changed("skip\nattention", SkipAttention(layers=later), (DEPTH, 0)),
@@ -207,11 +210,9 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[Claim]:
     table, random = tables["changes"], tables["against_random"]
     made = [
         _rises(table, "PAI boost", ATTENTION, "Boosting scores raises attention on the picture", "arXiv 2407.21771"),
-        _rises(
-            table, "VAR sinks", ATTENTION, "Taking from sinks moves attention back to the picture", "arXiv 2503.03321"
-        ),
+        _rises(table, "VAR sinks", ATTENTION, "Taking from sinks moves attention back to the picture", "arXiv 2503.03321", _sinks(table)),
         _rises(table, "colour style", LEANING, "A style’s direction moves what is said", "arXiv 2501.03012"),
-    ]
+    ]  # fmt: skip
     row = pick(random, quantity=LEANING).iloc[0]
     made.append(
         Claim("… more than a random direction of its length", "our control", told("difference", row), sign_of(row))
@@ -219,10 +220,9 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[Claim]:
     row = pick(table, intervention="colour style", quantity="IMA score, centred").iloc[0]
     moved = None if sign_of(row) is None else False
     made.append(Claim("… and leaves the alignment of picture and text alone", "our question", told("IMA score, centred", row), moved))  # fmt: skip
+    alone = f" Hiding the others, with attention in proportion, makes it × {1 / KEPT:g} by itself."
     made.append(
-        _rises(
-            table, "prune to ¼", LIFT, "Pruning by the encoder’s attention sends the decoder to its outliers", "our question about arXiv 2412.01818"
-        )
+        _rises(table, "prune to ¼", LIFT, "Pruning by the encoder’s attention sends the decoder to its outliers", "our question", alone)
     )  # fmt: skip
     for name, what in (("skip FFN", "feed-forward layers"), ("skip attention", "attention")):
         row = pick(table, intervention=name, quantity=DEPTH).iloc[0]
@@ -234,12 +234,20 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[Claim]:
     return made
 
 
-def _rises(table: pd.DataFrame, intervention: str, quantity: str, claim: str, source: str) -> Claim:
+def _rises(table: pd.DataFrame, intervention: str, quantity: str, claim: str, source: str, more: str = "") -> Claim:
     """By more than a hundredth of what it was: an interval can leave 0 out and be of no consequence."""
     row = pick(table, intervention=intervention, quantity=quantity).iloc[0]
     least = SHARE * abs(row["before"])
     holds = True if row["low"] > least else False if row["high"] < least else None
-    return Claim(f"{claim} (by 1 % or more)", source, told(quantity, row), holds)
+    return Claim(f"{claim} (by 1 % or more)", source, told(quantity, row) + more, holds)
+
+
+def _sinks(table: pd.DataFrame) -> str:
+    """How much there is to take."""
+    row = pick(table, intervention="VAR sinks", quantity=SINK).iloc[0]
+    return (
+        f" There is little to take where the sink has little: {number(row['before'])} of attention in the plain model."
+    )
 
 
 def sign_of(row) -> bool | None:

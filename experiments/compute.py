@@ -34,7 +34,7 @@ from .study import Study, keep_figures
 from .timing import interleave
 
 KINDS = ("existence", "colour", "position")
-QUESTIONS, TIMED, COUNTED, ROUNDS = 60, 12, 4, 5
+QUESTIONS, TIMED, COUNTED, ROUNDS = 60, 12, 4, 7
 """Questions of each kind where nothing else is asked; prompts in the batch that is timed, and in that whose FLOPs are counted; rounds."""
 
 SHARES = (0.5, 0.25, 0.1)

@@ -143,10 +143,11 @@ def attention_cards(table: pd.DataFrame) -> list[Card]:
 
 
 def attention_numbers(table: pd.DataFrame) -> dict[str, float]:
-    """Attention on the picture of text behind it, mean over blocks, and the shift."""
+    """Attention of text behind the picture on it and on the first position, mean over blocks, and the shift."""
     shift = _shift(table, "vlm")
     return {
         "attention on the picture": float(_mass(table)["mean"].mean()),
+        "attention on the sink": float(_mass(table, "sink")["mean"].mean()),
         "attention shift": math.nan if shift is None else float(shift["mean"]),
     }
 
@@ -179,8 +180,8 @@ def _own_text(table: pd.DataFrame) -> pd.DataFrame:
     return _curve(table, quantity="semantic", pooling="avg", variant="centred_each", pair="P-T")
 
 
-def _mass(table: pd.DataFrame) -> pd.DataFrame:
-    return _curve(table, quantity="mass", run="vlm", version="raw", queries="post", segment="image")
+def _mass(table: pd.DataFrame, segment: str = "image") -> pd.DataFrame:
+    return _curve(table, quantity="mass", run="vlm", version="raw", queries="post", segment=segment)
 
 
 def _shift(table: pd.DataFrame, run: str):

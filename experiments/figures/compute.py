@@ -46,7 +46,7 @@ def _panel(table: pd.DataFrame, cost: str, title: str, x_label: str, *, named: b
     names = [f"{row.method} {row.setting}".strip() for row in best.itertuples()]
     marks: list = [Line(x, y, "front" if named else "", FRONT), Points(x, y, "", FRONT, texts=None if named else names)]
     for method, look in LOOKS.items():
-        rows = pick(table, method=method).sort_values(cost)
+        rows = pick(table, method=method).sort_values("flops_ratio")
         x, y = rows[cost].tolist(), rows["accuracy"].tolist()
         sides = [rows[name].tolist() for name in ("time_low", "time_high")] if cost == "time_ratio" else [None, None]
         marks += [
