@@ -30,7 +30,7 @@ def evaluate(
         typer.Option(
             "--method",
             help="greedy, sampling, sampling-tT (T a temperature), first-token, or a contrast: damro, vcd, no-image, m3id, pai, "
-            "random-tokens, blank, with settings as in damro-a1-b0.1-k10. May be given again; the others are compared with greedy, "
+            "random-tokens, blank, with settings as in damro-a1-b0.1-k10 (and -sampled: tokens are drawn). May be given again; the others are compared with greedy, "
             "or else with the first. Default: greedy.",
             metavar="NAME",
         ),

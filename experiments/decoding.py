@@ -6,26 +6,21 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..probes.yes_no import yes_no_ids
-from ..scenes.benchmarks import SAMPLINGS, pope_questions
 from ..scenes.errors import UserError
-from ..scenes.world import make_scene, split_seeds
 from ..steering.attention import VisualAttentionBoost
 from ..steering.contrast import ContrastDecoder, check_alpha, check_beta
 from ..steering.negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
 from ..steering.schedules import M3ID, guidance
 from ..steering.steer import steer
-from .methods import FirstToken, Greedy, GumbelNoise, Method, Sampling, open_method
-
-HELD_OUT = 60
-"""Rendered scenes of the training split on which the bias towards yes is tuned."""
+from .methods import Greedy, GumbelNoise, Method, Sampling, open_method
+from .yes_bias import yes_bias_control
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,8 @@ DECODINGS = {
 
 @dataclass(frozen=True)
 class Contrasted:
-    """One of DECODINGS as a method. alpha: default, the decoding's own; k: tokens kept, where it keeps some."""
+    """One of DECODINGS as a method. alpha: default, the decoding's own; k: tokens kept, where it keeps some. sampled: tokens are drawn
+    behind the contrast, at temperature 1."""
 
     decoding: str
     alpha: float | None = None
@@ -76,6 +72,7 @@ class Contrasted:
         own = [f"a{self.alpha:g}"] if self.alpha is not None else []
         own += ["b0" if self.beta is None else f"b{self.beta:g}"] if self.beta != 0.1 else []
         own += [f"k{self.k}"] if self.k is not None else []
+        own += ["sampled"] if self.sampled else []
         return "-".join([self.decoding, *own])
 
     @property
@@ -92,7 +89,8 @@ class Contrasted:
         check_interventions(vlm, self.decoder(vlm).interventions)
 
     def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
-        return self.decoder(vlm).generate(inputs, max_new_tokens=max_new_tokens)
+        drawn = {"do_sample": True, "top_k": 0, "seeds": seeds} if self.sampled else {}
+        return self.decoder(vlm).generate(inputs, max_new_tokens=max_new_tokens, **drawn)
 
 
 @dataclass(frozen=True)
@@ -140,22 +138,6 @@ class MaskedSampling:
         return vlm.generate(inputs, max_new_tokens=max_new_tokens, logits_processor=draw)
 
 
-@dataclass(frozen=True)
-class YesBias:
-    """A constant added to the logit of yes at the first token: what moving the threshold does by itself."""
-
-    bias: float
-    sampled: bool = field(default=False, init=False)
-
-    @property
-    def name(self) -> str:
-        return f"yes{self.bias:+.2g}"
-
-    def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
-        shift = LogitsProcessorList([_Shifted(vlm, self.bias)])
-        return vlm.generate(inputs, max_new_tokens=max_new_tokens, logits_processor=shift)
-
-
 class _Plausible(LogitsProcessor):
     def __init__(self, beta: float):
         check_beta(beta)
@@ -165,35 +147,22 @@ class _Plausible(LogitsProcessor):
         return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + self.floor, -torch.inf)
 
 
-class _Shifted(LogitsProcessor):
-    """Of one generation: the first call is that of the first token."""
-
-    def __init__(self, vlm, bias: float):
-        self.tokens, self.bias, self.begun = yes_no_ids(vlm.tokenizer)[0], bias, False
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.begun:
-            return scores
-        self.begun = True
-        scores = scores.clone()
-        scores[:, self.tokens] += self.bias
-        return scores
-
-
 def open_decoding(name: str) -> Contrasted | None:
-    """The contrast of a name such as `damro`, `damro-a2-k10`, `vcd-a1-b0.2` or `no-image-b0` (b0: no mask); None for other names."""
+    """The contrast of a name such as `damro`, `damro-a2-k10`, `vcd-a1-b0.2` or `no-image-b0` (b0: no mask); None for other names.
+    `-sampled` at its end: tokens are drawn."""
     kind = next((one for one in DECODINGS if name == one or name.startswith(f"{one}-")), None)
     if kind is None:
         return None
-    settings = re.fullmatch(r"(?:-a([\d.]+))?(?:-b([\d.]+))?(?:-k(\d+))?", name[len(kind) :])
+    settings = re.fullmatch(r"(?:-a([\d.]+))?(?:-b([\d.]+))?(?:-k(\d+))?(-sampled)?", name[len(kind) :])
     if settings is None:
         raise UserError(
-            f"method {name!r}: settings of {kind} are -aALPHA, -bBETA and -kTOKENS, in this order ({kind}-a1-b0.1)"
+            f"method {name!r}: settings of {kind} are -aALPHA, -bBETA, -kTOKENS and -sampled, in this order ({kind}-a1-b0.1)"
         )
-    alpha, beta, k = settings.groups()
+    alpha, beta, k, sampled = settings.groups()
     try:
         beta = 0.1 if beta is None else float(beta) or None
-        return Contrasted(kind, None if alpha is None else float(alpha), beta, None if k is None else int(k))
+        alpha, k = None if alpha is None else float(alpha), None if k is None else int(k)
+        return Contrasted(kind, alpha, beta, k, sampled=bool(sampled))
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -210,47 +179,27 @@ def method_of(name: str) -> Method:
     return open_method(name)
 
 
-def tuned_yes_bias(vlm, samples: Sequence, *, batch_size: int = 32) -> float:
-    """The bias of `YesBias` with which most of these yes/no samples are answered right at the first token; of equal ones the
-    nearest to 0. The samples must show other pictures than those that are judged."""
-    odds, labels = [], []
-    for start in range(0, len(samples), batch_size):
-        batch = samples[start : start + batch_size]
-        inputs = vlm.prepare([s.images for s in batch], [s.prompt for s in batch])
-        yes, no = FirstToken().probabilities(vlm, inputs).double().clamp_min(1e-30).log().unbind(-1)
-        odds.append((yes - no).cpu())
-        labels += [s.truth["label"] == "yes" for s in batch]
-    odds, yes = torch.cat(odds), torch.tensor(labels)
-    edges = odds.sort().values
-    biases = torch.cat([torch.zeros(1), -(edges[1:] + edges[:-1]) / 2]).double()
-    right = ((odds + biases[:, None] > 0) == yes).sum(1)
-    best = biases[right == right.max()]
-    return round(best[best.abs().argmin()].item(), 4)
-
-
 def with_controls(methods: Sequence[Method], vlm, benchmark) -> list[Method]:
     """The methods, and where there is a contrast among them what it must beat: greedy first, then `controls` of the first one.
 
-    The bias towards yes is tuned on rendered scenes of the training split, so it is among them for pope-scenes only."""
+    The bias towards yes is tuned on other pictures than those that are judged, see `yes_bias_control`."""
     contrast = next((method for method in methods if isinstance(method, Contrasted)), None)
     if contrast is None:
         return list(methods)
-    bias = None
-    if benchmark.name == "pope-scenes":
-        scenes = [make_scene(s) for s in split_seeds("train", HELD_OUT)]
-        held_out = [question for sampling in SAMPLINGS for question in pope_questions(scenes, sampling)]
-        bias = tuned_yes_bias(vlm, held_out)
+    bias = yes_bias_control(vlm, benchmark)
     wanted = [Greedy(), *methods, *controls(contrast, yes_bias=bias)]
     return list({method.name: method for method in wanted}.values())
 
 
-def controls(method: Contrasted, *, yes_bias: float | None = None) -> list[Method]:
+def controls(method: Contrasted, *, yes_bias: Method | None = None) -> list[Method]:
     """The six controls that a contrast must beat, plain greedy apart (which every comparison has): sampling behind the mask
     alone; sampling sharpened as the contrast sharpens, at temperature 1 / (1 + alpha); a bias towards yes tuned on held-out
-    pictures (where answers are yes or no: yes_bias); the same contrast with no picture, and with random tokens."""
+    pictures (where answers are yes or no: yes_bias); the same contrast with no picture, and with random tokens. One whose tokens are
+    drawn must beat plain sampling, too."""
     alpha = method.strength if isinstance(method.strength, float | int) else 1.0
-    made: list[Method] = [MaskedSampling(method.beta or 1e-9), Sampling(round(1 / (1 + alpha), 3))]
-    made += [YesBias(yes_bias)] if yes_bias is not None else []
+    made: list[Method] = [Sampling()] if method.sampled else []
+    made += [MaskedSampling(method.beta or 1e-9), Sampling(round(1 / (1 + alpha), 3))]
+    made += [yes_bias] if yes_bias is not None else []
     for other in ("no-image", "random-tokens"):
         k = method.k if other == "random-tokens" else None
         made += [replace(method, decoding=other, k=k, alpha=alpha)] if method.decoding != other else []

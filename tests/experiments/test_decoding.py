@@ -1,22 +1,24 @@
 """Decodings by name: their names and settings, what they must beat, and that nothing asked for changes nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from chiasm.experiments.benchmarks import Benchmark, open_benchmark
 from chiasm.experiments.changing import change_of
 from chiasm.experiments.decoding import (
     DECODINGS,
     Contrasted,
     MaskedSampling,
-    YesBias,
     controls,
     method_of,
     open_decoding,
-    tuned_yes_bias,
     with_controls,
 )
-from chiasm.experiments.methods import Greedy
+from chiasm.experiments.evaluation import evaluate
+from chiasm.experiments.methods import Greedy, row_seed
+from chiasm.experiments.yes_bias import HeldOutYesBias, YesBias, best_bias, held_out_biases, tuned_yes_bias
 from chiasm.models import open_vlm
 from chiasm.scenes.benchmarks import pope_questions
 from chiasm.scenes.errors import UserError
@@ -38,7 +40,9 @@ def asked(vlm, questions):
     return vlm.prepare([q.images for q in questions], [q.prompt for q in questions])
 
 
-@pytest.mark.parametrize("name", [*DECODINGS, "damro-a2-k10", "vcd-a1.5-b0.2", "no-image-b0", "random-tokens-a0.5"])
+@pytest.mark.parametrize(
+    "name", [*DECODINGS, "damro-a2-k10", "vcd-a1.5-b0.2", "no-image-b0", "random-tokens-a0.5", "damro-a1-sampled"]
+)
 def test_a_decodings_name_is_read_back_to_itself(name):
     made = open_decoding(name)
     assert made.name == name
@@ -78,14 +82,33 @@ def test_without_strength_and_mask_every_decoding_is_greedy(vlm, questions, name
 
 
 def test_the_controls_of_the_page_stand_beside_a_contrast(vlm):
-    names = [method.name for method in controls(Contrasted("damro", alpha=1.0), yes_bias=0.5)]
+    names = [method.name for method in controls(Contrasted("damro", alpha=1.0), yes_bias=YesBias(0.5))]
     assert names == ["sampling-b0.1", "sampling-t0.5", "yes+0.5", "no-image-a1", "random-tokens-a1"]
 
-    class Other:
-        name = "chair-scenes"
+    drawn = [method.name for method in controls(Contrasted("damro", alpha=1.0, sampled=True))]
+    assert drawn == ["sampling", "sampling-b0.1", "sampling-t0.5", "no-image-a1-sampled", "random-tokens-a1-sampled"]
+    captions, files = (
+        Benchmark(name, kind, [], 16, dict) for name, kind in (("chair-scenes", "chair"), ("mine", "pope"))
+    )
+    asked = [Contrasted("damro")]
+    assert [m.name for m in with_controls(asked, vlm, captions)] == [
+        "greedy", "damro", "sampling-b0.1", "sampling-t0.5", "no-image-a1", "random-tokens-a1",
+    ]  # fmt: skip
+    assert "yes-held-out" in [m.name for m in with_controls(asked, vlm, files)]
+    assert with_controls([Greedy()], vlm, captions) == [Greedy()]
 
-    assert [m.name for m in with_controls([Contrasted("damro")], vlm, Other())][:2] == ["greedy", "damro"]
-    assert with_controls([Greedy()], vlm, Other()) == [Greedy()]
+
+def test_a_contrast_whose_tokens_are_drawn(vlm, questions):
+    """Each row from its own seed, whatever the batch."""
+    inputs, seeds = asked(vlm, questions[:4]), [row_seed(0, q.id) for q in questions[:4]]
+    method = Contrasted("no-image", alpha=0.3, beta=None, sampled=True)
+    answers = method.answer(vlm, inputs, max_new_tokens=8, seeds=seeds)
+    assert answers == method.answer(vlm, inputs, max_new_tokens=8, seeds=seeds)
+    alone = [
+        method.answer(vlm, asked(vlm, [q]), max_new_tokens=8, seeds=[seed])[0]
+        for q, seed in zip(questions, seeds, strict=False)
+    ]
+    assert answers == alone
 
 
 def test_masked_sampling_draws_only_plausible_tokens(vlm, questions):
@@ -128,3 +151,29 @@ def test_a_change_is_put_together_from_options(vlm, questions, tmp_path):
         change_of(alpha=1.0)
     with pytest.raises(UserError, match="decoding 'beam' is not known"):
         change_of(decode="beam")
+
+
+def test_the_best_bias_by_hand():
+    odds, yes = torch.tensor([-3.0, -1.0, -0.5, 2.0]).double(), torch.tensor([False, True, True, True])
+    assert best_bias(odds, yes) == 2.0  # between -3 and -1
+    assert best_bias(odds, odds > 0) == 0.0
+    assert best_bias(odds[:0], yes[:0]) == 0.0
+
+
+def test_a_bias_tuned_on_the_other_half_of_the_pictures(vlm):
+    benchmark = open_benchmark("pope-scenes", limit=24)
+    biases = held_out_biases(vlm, benchmark)
+    images = list(dict.fromkeys(benchmark.facts(q)["image"] for q in benchmark.samples))
+    assert set(biases) == {q.id for q in benchmark.samples} and len(images) >= 4
+    for k in (0, 1):
+        rest = [q for q in benchmark.samples if benchmark.facts(q)["image"] in images[1 - k :: 2]]
+        own = {biases[q.id] for q in benchmark.samples if benchmark.facts(q)["image"] in images[k::2]}
+        assert len(own) == 1 and own.pop() == pytest.approx(tuned_yes_bias(vlm, rest), abs=1e-3)
+    control = HeldOutYesBias(benchmark)
+    control.check(vlm)
+    assert evaluate(vlm, benchmark, [control]).n == len(biases)
+    control.biases = {benchmark.samples[0].id: 1e4, benchmark.samples[1].id: -1e4}  # others are as they are
+    inputs = vlm.prepare([s.images for s in benchmark.samples[:3]], [s.prompt for s in benchmark.samples[:3]])
+    inputs = replace(inputs, samples=tuple(benchmark.samples[:3]))
+    said = control.answer(vlm, inputs, max_new_tokens=2)
+    assert said[0].startswith("yes") and "yes" not in said[1] and said[2] == vlm.generate(inputs, max_new_tokens=2)[2]

@@ -1,6 +1,8 @@
 """Steering on every family: nothing at scale 0, recorders see what later blocks see, positions, nesting, threads, restoring."""
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -362,3 +364,14 @@ def test_where_knows_all_positions_without_spans_and_no_others():
     assert Where(None, 0, 3, 2).mask("all").shape == (2, 3)
     with pytest.raises(UserError, match="nobody told"):
         Where(None, 0, 3, 2).mask("text")
+
+
+def test_the_intervention_of_the_page_on_steering_silences_an_mlp_at_visual_tokens():
+    page = (Path(__file__).parents[2] / "docs" / "steering.md").read_text(encoding="utf-8")
+    (code,), names = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL), {}
+    exec(code, names)
+    vlm = open_vlm(model=build("llava")[0])
+    inputs = vlm.from_tensors(**build("llava")[1])
+    with steer(vlm, names["Silence"](1)):
+        out = vlm.trace(inputs, ["blocks.1.mlp_out"])["blocks.1.mlp_out"]
+    assert torch.equal(out.abs().sum(-1) == 0, inputs.spans.visual)
