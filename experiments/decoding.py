@@ -89,6 +89,12 @@ class Contrasted:
         check_interventions(vlm, self.decoder(vlm).interventions)
 
     def answer(self, vlm, inputs, *, max_new_tokens: int, seeds: Sequence[int] = ()) -> list[str]:
+        if not any(
+            name.startswith("pixel") for name in inputs.tensors
+        ):  # as rows without a picture among others: only masked
+            plain = MaskedSampling(self.beta or 1e-9) if self.sampled else None
+            steered = Steered(self.name, (*DECODINGS[self.decoding].inside, *self.interventions), plain)
+            return steered.answer(vlm, inputs, max_new_tokens=max_new_tokens, seeds=seeds)
         drawn = {"do_sample": True, "top_k": 0, "seeds": seeds} if self.sampled else {}
         return self.decoder(vlm).generate(inputs, max_new_tokens=max_new_tokens, **drawn)
 

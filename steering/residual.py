@@ -135,8 +135,8 @@ class Rotate:
 class When:
     """Another residual intervention, only at the positions whose state, as it comes, has a concept active above `threshold`.
 
-    concept: a direction (active: h . u, u at length 1), or a function of states (..., D) -> activations (...), as a
-    dictionary's `encode` of one column gives them.
+    concept: a direction (active: h . u, u at length 1), or a function of states (N, D) -> activations (N,), such as
+    `lambda h: dictionary.encode(h)[:, k]`, how much a state has of concept k.
     """
 
     then: AddDirection | AblateDirection | AffineAblate | NormPreservingAdd | Rotate
@@ -146,7 +146,7 @@ class When:
     def edits(self, vlm) -> list[Edit]:
         finite("threshold", self.threshold)
         if callable(self.concept) and not isinstance(self.concept, Tensor):
-            activation = self.concept
+            activation = lambda states: self.concept(states.flatten(0, -2)).view(states.shape[:-1])  # noqa: E731
         else:
             unit = unit_vector(self.concept, vlm)
             activation = lambda states: states @ unit.to(states.device)  # noqa: E731
@@ -154,7 +154,7 @@ class When:
 
     def _conditional(self, change: Callable, activation: Callable[[Tensor], Tensor]):
         def after(output: Tensor, where: Where) -> Tensor:
-            active = activation(output.float()) > self.threshold
+            active = (activation(output.float()) > self.threshold).to(output.device)
             return torch.where(active[..., None], change(output, where), output)
 
         return after

@@ -153,6 +153,18 @@ def test_a_change_is_put_together_from_options(vlm, questions, tmp_path):
         change_of(decode="beam")
 
 
+@pytest.mark.parametrize("name", ["damro", "pai", "no-image-sampled"])
+def test_questions_without_a_picture_are_answered_as_they_are_among_others(vlm, questions, name):
+    """HallusionBench has some; a batch of them alone has nothing to contrast."""
+    method, options = method_of(name), {"max_new_tokens": 4, "seeds": [1]}
+    text = method.answer(vlm, vlm.prepare([None], ["is there a cat ?"]), **options)
+    mixed = vlm.prepare([None, questions[0].images], ["is there a cat ?", questions[0].prompt])
+    if method.sampled:
+        assert len(text) == 1 and text == method.answer(vlm, vlm.prepare([None], ["is there a cat ?"]), **options)
+    else:
+        assert text == method.answer(vlm, mixed, max_new_tokens=4)[:1] == vlm.generate(mixed, max_new_tokens=4)[:1]
+
+
 def test_the_best_bias_by_hand():
     odds, yes = torch.tensor([-3.0, -1.0, -0.5, 2.0]).double(), torch.tensor([False, True, True, True])
     assert best_bias(odds, yes) == 2.0  # between -3 and -1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from chiasm.models import open_vlm
+from chiasm.probes.concepts import decompose
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
 from chiasm.steering import (
@@ -225,6 +226,16 @@ def test_a_condition_limits_a_change_to_positions_where_a_concept_is_active(orga
     by_function = When(AddDirection(v, 1, positions="image"), lambda h: -h[..., 5])
     moved = (states(organism, inputs, by_function) - plain).abs().sum(-1) > 1e-3
     assert torch.equal(moved, (plain[..., 5] < 0) & inputs.spans.visual)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "snmf"])
+def test_a_condition_on_a_concept_of_a_dictionary(organism, inputs, plain, method):
+    dictionary = decompose(plain[inputs.spans.real], 3, method=method)
+    codes = dictionary.encode(plain.flatten(0, 1))[:, 1].view(plain.shape[:2])
+    threshold = float(codes[inputs.spans.real].quantile(0.7))
+    change = When(AddDirection(vector(), 1), lambda h: dictionary.encode(h)[:, 1], threshold)
+    moved = (states(organism, inputs, change) - plain).abs().sum(-1) > 1e-3
+    assert torch.equal(moved, (codes > threshold) & inputs.spans.real) and moved.any()
 
 
 def test_conditions_nest_and_look_at_what_inner_changes_made(organism, inputs, plain):
