@@ -245,9 +245,7 @@ def _rises(table: pd.DataFrame, intervention: str, quantity: str, claim: str, so
 def _sinks(table: pd.DataFrame) -> str:
     """How much there is to take."""
     row = pick(table, intervention="VAR sinks", quantity=SINK).iloc[0]
-    return (
-        f" There is little to take where the sink has little: {number(row['before'])} of attention in the plain model."
-    )
+    return f" What there was to take: {number(row['before'])} of attention is on the sink of the plain model."
 
 
 def sign_of(row) -> bool | None:
