@@ -13,7 +13,7 @@ from .directions import (
 from .exit import VisualExit
 from .negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
 from .patch import Patch
-from .prune import PruneVisual
+from .prune import PruneVisual, RemoveVisual
 from .residual import AblateDirection, AddDirection, AffineAblate, NormPreservingAdd, Rotate, When
 from .schedules import M3ID
 from .selection import select_directions, try_directions
@@ -36,6 +36,7 @@ __all__ = [
     "Patch",
     "PruneVisual",
     "RandomTokens",
+    "RemoveVisual",
     "Rotate",
     "SinkRedistribution",
     "SkipAttention",

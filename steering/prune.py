@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -132,6 +133,45 @@ class PruneVisual:
                 kept[here] = best_rows(scores, rows.to(here.device)[here], self.keep)
             else:
                 kept[here] = (best_ranked if self.method == "fopru_rank" else best_tokens)(scores, self.keep)
+        return kept
+
+
+WHICH = ("best", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveVisual(PruneVisual):
+    """The test of whether the few tokens that the encoder makes most of matter: they leave, and all others of each crop go on.
+
+    k: how many leave. which: "best", those of the highest score (score="norm": the longest), or "random", as many drawn by `seed`,
+    its control. Other fields as in `PruneVisual`. k=0 changes nothing.
+    """
+
+    keep: float | int = field(default=1.0, init=False)
+    method: str = field(default=METHODS[0], init=False)
+    k: int = 10
+    which: str = "best"
+    seed: int = 0
+
+    def _check(self, anatomy) -> None:
+        super()._check(anatomy)
+        if self.which not in WHICH:
+            raise UserError(f"which={self.which!r} must be one of {', '.join(WHICH)}")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 0:
+            raise UserError(f"k={self.k!r} must be a whole number of tokens")
+
+    def _kept(self, picture: PictureScores, rows: Tensor) -> Tensor:
+        scores = picture.scores
+        if self.which == "random":
+            place = f"{self.seed} {picture.picture} {int(scores.argmax())} {int(scores.argmin())}"  # the same in every batch
+            drawn = torch.Generator().manual_seed(crc32(place.encode()))
+            scores = torch.rand(len(scores), generator=drawn).to(scores.device)
+        kept = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        for tile in picture.tiles.unique():
+            here = picture.tiles == tile
+            if self.k > (n := int(here.sum())):
+                raise UserError(f"k={self.k} is more than the {n} visual tokens of a crop: give k={n} or less")
+            kept[here] = ~best_tokens(scores[here], self.k)
         return kept
 
 

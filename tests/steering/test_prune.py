@@ -6,7 +6,7 @@ from chiasm.models import open_vlm
 from chiasm.models.trace import Recorder, Trace
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
-from chiasm.steering import AddDirection, PruneVisual, VisualExit, prune, steer
+from chiasm.steering import AddDirection, PruneVisual, RemoveVisual, VisualExit, prune, steer
 from chiasm.steering.dropping import left_at
 from chiasm.steering.prune import METHODS, best_ranked, best_rows, best_tokens
 from chiasm.steering.steer import Edit
@@ -285,3 +285,48 @@ def test_every_kind_of_score_and_bad_input():
     ]:
         with pytest.raises(UserError, match=words), steer(one, change):
             raise AssertionError("was opened")
+
+
+# -- the opposite ------------------------------------------------------------------------------------------------------
+
+
+@PRUNED
+def test_what_is_removed_is_what_pruning_would_keep_and_nothing_at_0(name):
+    vlm, inputs = opened(name)
+    plain = logits(vlm, inputs)
+    assert torch.equal(logits(vlm, inputs, RemoveVisual(k=0)), plain)
+    kept, left = Spy(), Spy()
+    logits(vlm, inputs, PruneVisual(2), kept)
+    assert not torch.equal(logits(vlm, inputs, RemoveVisual(k=2), left), plain)
+    crossed = False
+    for row, (few, most) in enumerate(zip(kept.places[0], left.places[0], strict=True)):
+        spans = inputs.spans
+        token = set(torch.nonzero(spans.visual[row]).flatten().tolist())
+        crossed |= bool(token - set(most))
+        assert token - set(most) <= set(few), "those that leave are those that pruning keeps"
+        assert set(most) >= set(torch.nonzero(spans.real[row] & ~spans.visual[row]).flatten().tolist())
+    assert crossed
+
+
+def test_random_ones_hang_on_the_seed_and_the_picture():
+    vlm, inputs = opened("llava")
+    places = []
+    for seed in (0, 0, 1):
+        spy = Spy()
+        logits(vlm, inputs, RemoveVisual(k=5, which="random", seed=seed), spy)
+        places.append(spy.places[0])
+    assert places[0] == places[1] != places[2]
+    assert [len(row) for row in places[0]] == [int(n) - 5 for n in inputs.spans.real.sum(1)]
+    norm, best = Spy(), Spy()
+    logits(vlm, inputs, RemoveVisual(k=5, score="norm"), norm)
+    logits(vlm, inputs, RemoveVisual(k=5), best)
+    assert norm.places != best.places
+    for change, words in [
+        (RemoveVisual(which="worst"), "which='worst' must be one of best, random"),
+        (RemoveVisual(k=-1), "k=-1 must be a whole number"),
+        (RemoveVisual(k=0.5), r"k=0\.5 must be"),
+    ]:
+        with pytest.raises(UserError, match=words), steer(vlm, change):
+            raise AssertionError("was opened")
+    with pytest.raises(UserError, match="k=17 is more than the 16 visual tokens of a crop"):
+        logits(vlm, inputs, RemoveVisual(k=17))
