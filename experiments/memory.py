@@ -10,8 +10,9 @@ from torch import nn
 
 from ..models.anatomy import Anatomy, first
 from ..models.decoder_attention import MASSES
+from ..models.linear_inputs import linear_sites, square_sites
 from ..models.spans import Spans
-from ..models.trace import expand_sites, linear_sites
+from ..models.trace import expand_sites
 from .image_tokens import ImageTokens
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -79,11 +80,12 @@ def trace_memory(
     - weights: every parameter, a bytes each, tied ones once (`weight_memory` for quantised ones);
     - sites: embed, final, resid_post, attn_out, mlp_out: B T D a each; attn_mass 4 B H T S, attn_shuffled 8 B H T and
       attn_images 8 B H T I (always fp32); cross_mass 4 B H T I tiles; attn_rows and attn_few 4 B H Q T for Q queries
-      (1 without an answer, as counted here); the inputs of a layer's linears (in.PATH) B T a times their widths, those that
-      read one tensor (q, k and v; gate and up) once; projector B I tokens D a (before padding is cut); vision.blocks.i.resid_post M N Dv a, its attention sites 4 M Hv N;
+      (1 without an answer, as counted here); the inputs of a layer's linears (in.PATH) B T a times their widths, their sums
+      of squares (squares.PATH) 8 B times these, those that read one tensor (q, k and v; gate and up) once; projector B I tokens D a (before padding is cut); vision.blocks.i.resid_post M N Dv a, its attention sites 4 M Hv N;
     - logits: B T V a, made by the model whether asked for or not;
     - work: the larger of one decoder layer and one tower layer in flight: for n positions n a (4 D + max(3 F,
-      4 H d + 2 K d)), and for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32);
+      4 H d + 2 K d)), for a recorded mass 16 n H d more (queries, keys, indicators and result in fp32), and for sums of
+      squares 4 n F more (the squares of one input in fp32);
     - cache: keys and values of every softmax attention layer, 2 B K T d a (a cross-attention layer: its patches for T).
       Only decoding keeps them; a plain trace does not.
 
@@ -102,9 +104,7 @@ def trace_memory(
         weights=total * size,
         sites=kept - (logits if "logits" in names else 0),
         logits=logits,
-        work=_work(
-            anatomy, batch, length, images, picture, size, any(name.endswith((*MASSES, "cross_mass")) for name in names)
-        ),
+        work=_work(anatomy, names, batch, length, images, picture, size),
         cache=_cache(anatomy, batch, length, images, picture) * size,
     )
 
@@ -113,9 +113,12 @@ def site_bytes(
     anatomy: Anatomy, site: str, batch: int, length: int, images: int, picture: ImageTokens | None, size: int
 ) -> int:
     """Bytes of one site's tensor, `size` bytes a number (masses are fp32 whatever the model's)."""
-    if ".in." in site:
-        shared = site.endswith(("k_proj", "v_proj", "up_proj"))  # the tensor that q_proj or gate_proj reads as well
-        return 0 if shared else batch * length * linear_sites(anatomy)[site].in_features * size
+    if ".in." in site or ".squares." in site:
+        if site.endswith(("k_proj", "v_proj", "up_proj")):  # the tensor that q_proj or gate_proj reads as well
+            return 0
+        if ".squares." in site:
+            return batch * 2 * square_sites(anatomy)[site].in_features * 4
+        return batch * length * linear_sites(anatomy)[site].in_features * size
     kind = re.sub(r"\.\d+\.", ".", site)
     rows = batch * length * anatomy.n_heads * 4
     tiles, patches, tokens = (picture.tiles, picture.patches, picture.tokens) if picture else (0, 0, 0)
@@ -156,14 +159,17 @@ def _cache(anatomy: Anatomy, batch: int, length: int, images: int, picture: Imag
 
 
 def _work(
-    anatomy: Anatomy, batch: int, length: int, images: int, picture: ImageTokens | None, size: int, mass: bool
+    anatomy: Anatomy, names: Sequence[str], batch: int, length: int, images: int, picture: ImageTokens | None, size: int
 ) -> int:
     text = anatomy.text_config
     heads = anatomy.n_heads * head_size(anatomy)
     attention = 4 * heads + 2 * key_value_heads(anatomy) * head_size(anatomy)
-    feed_forward = 3 * (getattr(text, "intermediate_size", None) or text.ffn_dim)
-    decoder = batch * length * size * (4 * anatomy.hidden_size + max(feed_forward, attention))
-    decoder += 16 * batch * length * heads if mass else 0
+    inner = getattr(text, "intermediate_size", None) or text.ffn_dim
+    decoder = batch * length * size * (4 * anatomy.hidden_size + max(3 * inner, attention))
+    if any(name.endswith((*MASSES, "cross_mass")) for name in names):
+        decoder += 16 * batch * length * heads
+    if any(".squares." in name for name in names):
+        decoder += 4 * batch * length * inner
     if picture is None:
         return decoder
     width, vision = vision_width(anatomy), anatomy.vision_config

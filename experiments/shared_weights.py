@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..models import VLM, open_vlm
-from ..models.trace import linear_sites
+from ..models.linear_inputs import linear_sites
 from ..probes.intervals import mean_over_samples, powers
 from ..probes.measure import measure
 from ..probes.subnetwork import KINDS, removal_mask, weights_removed

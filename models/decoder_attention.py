@@ -92,13 +92,18 @@ class DecoderReader:
         return torch.eye(tiles, device=key.device).repeat_interleave(patches, 0).expand(key.shape[0], -1, -1)
 
 
-def without_padding(value: Tensor, site: str, spans: Spans) -> Tensor:
-    """A site's value with the attention of padding, and of queries that a row does not have, set to 0."""
-    if not site.startswith("blocks.") or not site.endswith(_PADDED):
-        return value
-    real = _asked(spans, site) >= 0 if site.endswith(ROWS) else spans.real
-    if real.all():
-        return value
+def without_padding(values: dict[str, Tensor], spans: Spans) -> dict[str, Tensor]:
+    """Values by site, with the attention of padding, and of queries that a row does not have, set to 0."""
+    kinds = {site: site.rsplit(".", 1)[1] for site in values if site.startswith("blocks.") and site.endswith(_PADDED)}
+    real = {kind: _asked(spans, kind) >= 0 if kind in ROWS else spans.real for kind in set(kinds.values())}
+    real = {kind: there for kind, there in real.items() if not there.all()}
+    return {
+        site: _masked(value, real[kinds[site]]) if kinds.get(site) in real else value for site, value in values.items()
+    }
+
+
+def _masked(value: Tensor, real: Tensor) -> Tensor:
+    """Masses or rows (B, H, T, ...) of the positions that are real (B, T); of those decoded later all."""
     real = real.to(value.device).repeat_interleave(len(value) // len(real), 0)
     return value * pad(real, (0, value.shape[2] - real.shape[1]), value=True)[:, None, :, None]
 

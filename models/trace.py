@@ -16,6 +16,7 @@ from ..scenes.errors import UserError
 from .anatomy import Anatomy
 from .attention import decoder_config, reading_attention
 from .decoder_attention import MASSES, ROWS, DecoderReader, without_padding
+from .linear_inputs import Squares, linear_sites, square_sites
 from .spans import Spans
 from .vision_attention import pooling_attention, vision_readers, vision_sites
 
@@ -51,25 +52,14 @@ def site_names(anatomy: Anatomy) -> list[str]:
     return [*names, "final", "logits"]
 
 
-def linear_sites(anatomy: Anatomy) -> dict[str, nn.Linear]:
-    """The linears of the decoder's blocks, by the site `blocks.i.in.PATH` at which their input (B, T, in) is read.
-
-    Not among `site_names`, as there are many: only a pattern with `.in.` names them.
-    """
-    return {
-        f"blocks.{i}.in.{path}": module
-        for i, block in enumerate(anatomy.blocks)
-        for path, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-
-
 def expand_sites(anatomy: Anatomy, patterns: Sequence[str]) -> list[str]:
     """The sites that the patterns name (`*` matches layers), in forward order; UserError for one that names nothing."""
     known = site_names(anatomy)
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if any(".in." in pattern for pattern in patterns):
         known += linear_sites(anatomy)
+    if any(".squares." in pattern for pattern in patterns):
+        known += square_sites(anatomy)
     wanted = set()
     for pattern in patterns:
         found = [name for name in known if fnmatchcase(name, pattern)]
@@ -131,6 +121,7 @@ class Recorder:
         self.sites = expand_sites(anatomy, sites)
         self.read: dict[str, list[Tensor]] = {}
         self.seen = 0  # positions the decoder has processed, cache included
+        self.squares = Squares(spans) if any(".squares." in site for site in self.sites) else None
 
     # -- residual stream and module outputs ----------------------------------------------------------------------------
 
@@ -151,17 +142,23 @@ class Recorder:
             states = args[0] if args else kwargs["hidden_states"]
             if self in _recording.get():
                 self.seen += states.shape[1]
+                if self.squares:
+                    self.squares.enter(*states.shape[:2], self.seen)
             if "embed" in wanted:
                 self._keep("embed", states)
 
-        def entering(site: str):
-            return lambda _m, args: self._keep(site, args[0])
+        def entering(site: str, read=lambda x: x):
+            return lambda _m, args: self._keep(site, read(args[0])) if self in _recording.get() else None
 
         yield anatomy.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
         if any(".in." in site for site in wanted):
             for site, linear in linear_sites(anatomy).items():
                 if site in wanted:
                     yield linear.register_forward_pre_hook(entering(site))
+        if self.squares:
+            for site, linear in square_sites(anatomy).items():
+                if site in wanted:
+                    yield linear.register_forward_pre_hook(entering(site, self.squares))
         for i, block in enumerate(anatomy.blocks):
             yield from output(block, f"blocks.{i}.resid_post")
             if f"blocks.{i}.attn_out" in wanted:
@@ -197,7 +194,7 @@ class Recorder:
     def trace(self, inputs=None) -> Trace:
         """What was read, in forward order, decoding steps joined; rows of padding have mass zero."""
         joined = {site: _join(self.read[site], site) for site in self.sites if site in self.read}
-        return Trace({site: without_padding(value, site, self.spans) for site, value in joined.items()}, inputs)
+        return Trace(without_padding(joined, self.spans), inputs)
 
 
 def _join(values: list[Tensor], site: str) -> Tensor:
@@ -205,6 +202,8 @@ def _join(values: list[Tensor], site: str) -> Tensor:
         return torch.cat(values, -1)
     if len(values) == 1 or site.startswith(("vision", "projector", "resampler")):
         return values[0]
+    if ".squares." in site:
+        return torch.stack(values).sum(0)
     if site.endswith(("attn_rows", "attn_few")):
         values = [pad(rows, (0, values[-1].shape[-1] - rows.shape[-1])) for rows in values]
     return torch.cat(values, 2 if site.endswith(_ATTENTION) else 1)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..models.trace import linear_sites
+from ..models.linear_inputs import linear_sites
 from ..scenes.errors import UserError
 from .overlaps import SETS
 from .weight_overlap import WeightOverlap
@@ -70,7 +70,7 @@ def sequential_masks(
     with ExitStack() as stack:
         for layer in range(vlm.anatomy.n_layers):
             probe = WeightOverlap()
-            probe.sites = (f"blocks.{layer}.in.*",)
+            probe.sites = (f"blocks.{layer}.squares.*",)
             probe.attach(vlm.anatomy)
             for inputs in batches:
                 probe.update(vlm.trace(inputs, probe.sites), inputs)

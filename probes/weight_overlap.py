@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..models.trace import linear_sites
+from ..models.linear_inputs import square_sites
 from ..scenes.errors import UserError
 from .keys import sample_keys
 from .overlaps import Overlaps
@@ -37,11 +37,11 @@ class WeightOverlap(Probe):
       masks do; adjusted: (mean - null) / (1 - null).
 
     The dense model is measured: inputs are not recomputed after a layer was pruned (see `subnetwork.sequential_masks`).
-    Cost: `update` squares every input once; `compute` makes 6 masks of every matrix 10 times, of `rows` output rows at most.
+    Cost: every input is squared once, where the model reads it; `compute` makes 6 masks of every matrix 10 times, of `rows` output rows at most.
     """
 
     name = "weight_overlap"
-    sites = ("blocks.*.in.*",)
+    sites = ("blocks.*.squares.*",)
 
     def __init__(
         self, *, sparsity: Sequence[float] = (0.3, 0.5), interval: int = 2, rows: int | None = 512, seed: int = 0
@@ -57,10 +57,8 @@ class WeightOverlap(Probe):
     def attach(self, anatomy) -> None:
         self.use_device_of(anatomy)
         self._weights, self._at, start = {}, {}, 0
-        for site, linear in linear_sites(anatomy).items():
-            layer, path = int(site.split(".")[1]), site.split(".in.")[1]
-            if anatomy.attention_kinds[layer] == "cross" and path.split(".")[-1] in ("k_proj", "v_proj"):
-                continue
+        for site, linear in square_sites(anatomy).items():
+            site = site.replace(".squares.", ".in.", 1)
             self._weights[site] = linear.weight
             self._at[site] = slice(start, start + linear.in_features)
             start += linear.in_features
@@ -75,29 +73,19 @@ class WeightOverlap(Probe):
         block = (sample_keys(inputs, groups.sum((1, 2)).double()) % BLOCKS).to(self.count.device)
         self.count.index_add_(0, block, torch.ones_like(block))
         dealt = torch.nn.functional.one_hot(block, BLOCKS).T.float()
-        found = self._sums(trace, groups.float(), dealt)
-        if not torch.isfinite(found).all():  # a row of padding that attends to nothing is NaN in some kernels
-            found = self._sums(trace, groups.float(), dealt, spans.real)
-        self.squares += found.to(self.squares)
-
-    def _sums(self, trace, groups: Tensor, dealt: Tensor, real: Tensor | None = None) -> Tensor:
-        """(blocks, 2, total) sums of squares over the tokens of each group (B, 2, T) of the samples dealt (blocks, B) to each
-        block; real: (B, T), to leave out whatever stands elsewhere."""
-        seen: dict[int, Tensor] = {}  # q, k and v read one tensor, gate and up another: its squares are summed once
+        summed: dict[int, Tensor] = {}  # q, k and v have one tensor, gate and up another
         parts = []
         for site, at in self._at.items():
+            site = site.replace(".in.", ".squares.", 1)
             if site not in trace:  # a cross-attention layer that had no picture to look at
                 parts.append(dealt.new_zeros(BLOCKS, 2, at.stop - at.start))
                 continue
             value = trace[site]
-            if id(value) not in seen:
-                x = value.float().view(*groups.shape[::2], -1)
-                if real is not None:
-                    x = x.masked_fill(~real.to(x.device)[..., None], 0)
-                sums = groups.to(x.device) @ x.square()  # (B, 2, in)
-                seen[id(value)] = (dealt.to(x.device) @ sums.flatten(1)).view(BLOCKS, 2, -1).to(dealt.device)
-            parts.append(seen[id(value)])
-        return torch.cat(parts, -1)
+            if id(value) not in summed:
+                own = dealt.to(value.device) @ value.flatten(1)
+                summed[id(value)] = own.view(BLOCKS, 2, -1).to(dealt.device)
+            parts.append(summed[id(value)])
+        self.squares += torch.cat(parts, -1).to(self.squares)
 
     def input_squares(self) -> tuple[dict[str, Tensor], int]:
         """What was summed: by site (2, in), squares of image's and text's inputs over all tokens, fp64; and how many samples.

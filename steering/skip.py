@@ -147,7 +147,7 @@ def _zeroed(output: Tensor, where: Where, positions: Positions) -> Tensor:
 
 def _inputs_read(layer: int) -> bool:
     """Whether somebody reads what goes into a layer's linear layers, whose sites have a place for every row."""
-    return any(site.startswith(f"blocks.{layer}.in.") for site in sites_read())
+    return any(site.startswith((f"blocks.{layer}.in.", f"blocks.{layer}.squares.")) for site in sites_read())
 
 
 def _computed_rows(

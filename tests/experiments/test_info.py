@@ -122,8 +122,12 @@ def test_the_numbers_of_llava_by_hand():
     masses = (
         32 * 32 * (7 + 2 + 2 + 1) * 4
     )  # 7 spans, two of shuffled text, a picture and its text, one query's row, fp32
-    inputs = 32 * (3 * 4096 + 11008) * 2  # of q, k and v; of o; of gate and up; of down
-    assert trace["sites"] == positions * (34 * 4096 * 2 + masses + inputs)
+    squares = 32 * (3 * 4096 + 11008) * 8 * 2 * 4  # of what q, k and v read; o; gate and up; down; 8 rows, two groups
+    assert trace["sites"] == positions * (34 * 4096 * 2 + masses) + squares
+    # one layer in flight: its states, gate, up and their product; the mass's and the squares' own in fp32
+    assert trace["work"] == positions * (2 * (4 * 4096 + 3 * 11008) + 16 * 4096 + 4 * 11008)
+    whole = info(CONFIGS / "llava-1.5-7b.json", batch=8, length=700, sites=["blocks.*.in.*"])["trace"]["bytes"]
+    assert whole["sites"] == positions * 32 * (3 * 4096 + 11008) * 2
     assert trace["logits"] == positions * 32064 * 2
     assert trace["cache"] == 32 * 2 * positions * 32 * 128 * 2
     assert trace["peak"] == trace["weights"] + trace["sites"] + max(trace["work"], trace["logits"])

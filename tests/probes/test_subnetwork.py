@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chiasm.models.trace import linear_sites
+from chiasm.models.linear_inputs import linear_sites
 from chiasm.probes.subnetwork import KINDS, removal_mask, sequential_masks, weights_removed
 from chiasm.probes.weights import pack, prune_mask, prune_n_of_m, unpack, wanda_scores
 from chiasm.scenes.errors import UserError

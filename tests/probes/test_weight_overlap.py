@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from chiasm.models import open_vlm
-from chiasm.models.trace import linear_sites
+from chiasm.models.linear_inputs import Squares, linear_sites, square_sites
 from chiasm.probes import overlaps
 from chiasm.probes.measure import measure
 from chiasm.probes.weight_overlap import WeightOverlap
@@ -116,15 +116,45 @@ def test_every_family_has_sums_of_every_linear_whatever_the_padding(name):
 
 
 def test_padding_that_is_not_finite_is_left_out():
+    spans = tiny_vlm().prepare_samples([sample(0), sample(4)]).spans
+    assert not spans.real.all()
+    x = torch.randn(*spans.real.shape, 5)
+    found = []
+    for padding in (0, torch.nan):
+        x[~spans.real] = padding
+        squares = Squares(spans)
+        squares.enter(*spans.real.shape, spans.real.shape[1])
+        found.append(squares(x))
+    assert torch.equal(*found) and squares(x) is found[1]  # of one tensor once
+    assert squares(x.clone()) is not found[1]
+    by_hand = [x[b][spans.visual[b]].square().sum(0) for b in range(2)]
+    torch.testing.assert_close(found[1][:, 0], torch.stack(by_hand))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_squares_are_those_of_the_inputs_and_share_a_tensor_where_they_do(name):
+    model, joined, _ = batch(name, "left")
+    vlm = open_vlm(model=model)
+    inputs = vlm.from_tensors(**joined)
+    trace = vlm.trace(inputs, ["blocks.*.in.*", "blocks.*.squares.*"])
+    text = inputs.spans.real & ~inputs.spans.mask("image")
+    sites = square_sites(vlm.anatomy)
+    assert sites
+    for site in sites:
+        x = trace[site.replace(".squares.", ".in.")].view(*text.shape, -1).nan_to_num(0)
+        by_hand = torch.stack([(x * mask[..., None]).square().sum(1) for mask in (inputs.spans.visual, text)], 1)
+        torch.testing.assert_close(trace[site], by_hand, rtol=1e-5, atol=1e-6)
+        if site.endswith("self_attn.k_proj") and site.replace("k_proj", "q_proj") in sites:
+            assert trace[site] is trace[site.replace("k_proj", "q_proj")]
+
+
+def test_squares_of_decoding_steps_are_text():
     vlm = tiny_vlm()
     inputs = vlm.prepare_samples([sample(0), sample(4)])
-    probe, other = WeightOverlap(), WeightOverlap()
-    trace = vlm.trace(inputs, probe.sites)
-    for one_probe in (probe, other):
-        one_probe.attach(vlm.anatomy)
-    probe.update(trace, inputs)
-    assert not inputs.spans.real.all()
-    for value in trace.tensors.values():
-        value[~inputs.spans.real] = torch.nan
-    other.update(trace, inputs)
-    torch.testing.assert_close(probe.squares, other.squares)
+    sites = ["blocks.1.in.mlp.down_proj", "blocks.1.squares.mlp.down_proj"]
+    _, trace = vlm.trace_generation(inputs, sites, max_new_tokens=4, min_new_tokens=4)
+    (x, squares), n = (trace[site] for site in sites), inputs.spans.labels.shape[1]
+    before = vlm.trace(inputs, sites)[sites[1]]
+    assert x.shape[1] == n + 3
+    torch.testing.assert_close(squares[:, 0], before[:, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(squares[:, 1], before[:, 1] + x[:, n:].square().sum(1), rtol=1e-5, atol=1e-6)

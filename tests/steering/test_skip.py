@@ -3,8 +3,8 @@
 import pytest
 import torch
 from chiasm.models import open_vlm
+from chiasm.models.linear_inputs import linear_sites, square_sites
 from chiasm.models.passes import telling
-from chiasm.models.trace import linear_sites
 from chiasm.scenes.errors import UserError
 from chiasm.steering import PruneVisual, SkipAttention, SkipBlock, SkipFFN, VisualExit, steer
 from chiasm.steering.skip import skip_layers
@@ -230,3 +230,8 @@ def test_inputs_of_linear_layers_have_a_place_for_every_row_while_they_are_read(
     plain = vlm.trace(inputs, sites)
     assert {site: beside[site].shape for site in sites if site in beside} == {site: plain[site].shape for site in sites if site in plain}  # fmt: skip
     torch.testing.assert_close(beside[out], alone[out], atol=1e-5, rtol=1e-4)
+    squares = [site for site in square_sites(vlm.anatomy) if site.startswith(f"blocks.{LAYER}.squares.")]
+    with steer(vlm, kind(layers=LAYER, positions=positions)):
+        found = vlm.trace(inputs, [out, *squares])
+    torch.testing.assert_close(found[out], alone[out], atol=1e-5, rtol=1e-4)
+    assert {site for site in squares if site in found} == {site for site in squares if site.replace(".squares.", ".in.") in beside}  # fmt: skip
