@@ -37,7 +37,7 @@ def attached(wings, vlm) -> Iterator[None]:
 class Session:
     """One attachment: the pass that is being made, and the hooks that follow it."""
 
-    def __init__(self, wings: Wings, vlm):
+    def __init__(self, wings, vlm):
         self.wings, self.anatomy = wings, vlm.anatomy
         self.markers = marker_ids(vlm.writer.tokenizer if vlm.writer else None, vlm.anatomy)
         self.layer_of = {id(vlm.anatomy.attention(i)): i for i in wings.layers}
@@ -83,7 +83,7 @@ class Session:
         start = int(cache.get_seq_length()) if cache is not None else 0
         kinds = kinds_of_pass(self._prompt(start), start, *states.shape[:2]).to(states.device)
         features, kinds = remembered(cache, states, kinds, self.anatomy.n_layers)
-        self.now = WingPass(features, kinds, states.shape[1])
+        self.now = WingPass(features, kinds, states.shape[1], self.wings.config.legacy_mask)
 
     def _prompt(self, start: int) -> Tensor | None:
         """(B, T) kinds of the prompt's positions, None in a decoding step whose prompt nobody told."""

@@ -67,11 +67,12 @@ def remembered(cache, states: Tensor, kinds: Tensor, layer: int) -> tuple[Tensor
 @dataclass
 class WingPass:
     """features (B, Tk, D): the decoder's input embeddings of all positions so far, pictures' features among them; kinds
-    (B, Tk); the last `length` positions are this pass's queries."""
+    (B, Tk); the last `length` positions are this pass's queries. legacy_mask: see `textual`."""
 
     features: Tensor
     kinds: Tensor
     length: int
+    legacy_mask: bool = False
 
     @cached_property
     def positions(self) -> Tensor:
@@ -96,11 +97,12 @@ class WingPass:
         plain = (self.kinds == BEFORE) | (self.kinds == AFTER)
         return plain | ((self.kinds == SINK) & ~headed)
 
-    def textual(self, *, legacy: bool = False) -> Tensor:
-        """(B, Tq, Tk): a query at position p sees the text at positions up to p. legacy: as released, where the mask of the
-        whole sequence is cut to the keys: the j-th text is seen from position j on, though it stands behind."""
+    @cached_property
+    def textual(self) -> Tensor:
+        """(B, Tq, Tk): a query at position p sees the text at positions up to p. legacy_mask: as released, where the mask of
+        the whole sequence is cut to the keys: the j-th text is seen from position j on, though it stands behind."""
         own = self.positions[:, -self.length :, None]
-        place = self.text.long().cumsum(1) - 1 if legacy else self.positions
+        place = self.text.long().cumsum(1) - 1 if self.legacy_mask else self.positions
         return self.text[:, None] & (place[:, None] <= own)
 
     @cached_property

@@ -125,7 +125,7 @@ class Wings(nn.Module):
                 f"layer {refused[0]} attends by {anatomy.attention_kinds[refused[0]]} attention: choose among {fit}"
             )
         self.layers = tuple(layers)
-        self.sizes = {"hidden_size": anatomy.hidden_size, "num_heads": anatomy.n_heads, "n_layers": anatomy.n_layers}
+        self.sizes = sizes_of(anatomy)
         theta = rope_theta(anatomy.text_config)
         names = [name for name in ("visual", "textual") if getattr(config, name)]
         self.learners = nn.ModuleDict()
@@ -141,11 +141,7 @@ class Wings(nn.Module):
         """While open, the passes that this thread makes through the model (forward, generate, trace, training) go through
         the learners. What each position is, is taken from the pass where `vlm` makes it, else found from `input_ids`, by
         which a system part cannot be told. Gradient checkpointing is refused: it makes passes of its own."""
-        sizes = {
-            "hidden_size": vlm.anatomy.hidden_size,
-            "num_heads": vlm.anatomy.n_heads,
-            "n_layers": vlm.anatomy.n_layers,
-        }
+        sizes = sizes_of(vlm.anatomy)
         if sizes != self.sizes:
             raise UserError(
                 f"these wings are of a model with {self.sizes}, not {sizes}: attach them to the model they were made for"
@@ -166,7 +162,7 @@ class Wings(nn.Module):
         if self.config.visual:
             outs.append(parts["visual"](*given, now.visual.to(device)))
         if self.config.textual:
-            outs.append(parts["textual"](*given, now.textual(legacy=self.config.legacy_mask).to(device)))
+            outs.append(parts["textual"](*given, now.textual.to(device)))
         if weights is not None:
             alone = weights.new_tensor([0.0, 1.0])
             weights = torch.where(now.pictured.to(device)[:, None, None], weights, alone).to(dtype)
@@ -185,6 +181,11 @@ class Wings(nn.Module):
         wings = cls(vlm, WingsConfig(**config | {"layers": None if layers is None else tuple(layers)}))
         load_weights(wings, folder)
         return wings
+
+
+def sizes_of(anatomy: Anatomy) -> dict[str, int]:
+    """What learners have to fit."""
+    return {"hidden_size": anatomy.hidden_size, "num_heads": anatomy.n_heads, "n_layers": anatomy.n_layers}
 
 
 def rope_theta(text_config) -> float:

@@ -12,14 +12,15 @@ class Resampler(nn.Module):
     Source: Jain et al., "OLA-VLM" (arXiv 2412.09585). Keys and values are the states and the queries themselves; no positional
     encoding, so the order of the states does not matter; softmax in fp32. `mask`, (B, T) with True for real positions, keeps
     padding out (the released code attends to it); queries are never masked. normalise_output: the last LayerNorm, which
-    gives every output token unit variance; leave it out where targets are not of that kind.
+    gives every output token unit variance; leave it out where targets are not of that kind. num_queries=None: it has no queries
+    of its own and is given some, (N, in_dim), which enter by the projection of the states.
     """
 
     def __init__(
         self,
         in_dim: int,
         out_dim: int,
-        num_queries: int,
+        num_queries: int | None,
         *,
         width: int | None = None,
         heads: int = 4,
@@ -30,7 +31,8 @@ class Resampler(nn.Module):
         super().__init__()
         width, inner = width or out_dim, heads * head_dim
         self.heads, self.head_dim = heads, head_dim
-        self.queries = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
+        own = None if num_queries is None else nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
+        self.register_parameter("queries", own)
         self.proj_in = nn.Linear(in_dim, width)
         self.norm_states, self.norm_queries = nn.LayerNorm(width), nn.LayerNorm(width)
         self.to_q = nn.Linear(width, inner, bias=False)
@@ -45,8 +47,8 @@ class Resampler(nn.Module):
         self.proj_out = nn.Linear(width, out_dim)
         self.norm_out = nn.LayerNorm(out_dim) if normalise_output else nn.Identity()
 
-    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        queries = self.queries.expand(len(states), -1, -1)
+    def forward(self, states: Tensor, mask: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        queries = (self.queries if queries is None else self.proj_in(queries)).expand(len(states), -1, -1)
         states = self.proj_in(states)
         queries = queries + self._attend(self.norm_states(states), self.norm_queries(queries), mask)
         queries = queries + self.feed_forward(queries)

@@ -52,20 +52,19 @@ def scenes():
     return list(scene_samples(3, "test"))
 
 
-def example(wide: int = 8) -> WingPass:
+def example(wide: int = 8, legacy: bool = False) -> WingPass:
     """The method page's 20 positions: system 0 to 2, text 3 to 5, picture 6 to 10, text 11 to 19."""
     kinds = torch.tensor([[SINK, SYSTEM, SYSTEM, *[BEFORE] * 3, *[VISUAL] * 5, *[AFTER] * 9]])
     torch.manual_seed(3)
-    return WingPass(torch.randn(1, 20, wide), kinds, 20)
+    return WingPass(torch.randn(1, 20, wide), kinds, 20, legacy)
 
 
 # -- what sees what --------------------------------------------------------------------------------------------------------
 
 
 def test_the_released_mask_shows_text_to_come_and_ours_does_not():
-    now = example()
     text = [3, 4, 5, *range(11, 20)]
-    aligned, released = now.textual()[0], now.textual(legacy=True)[0]
+    aligned, released = example().textual[0], example(legacy=True).textual[0]
     assert [torch.nonzero(row).flatten().tolist() for row in aligned] == [
         [j for j in text if j <= i] for i in range(20)
     ]
@@ -87,7 +86,7 @@ def test_the_first_token_is_text_where_there_is_no_system_part():
 @pytest.mark.parametrize("legacy", [False, True])
 def test_gradients_of_the_textual_learner_never_come_from_later_text(organism, legacy):
     wings = trained(organism, visual=False, router=None, legacy_mask=legacy)
-    now = example(128)
+    now = example(128, legacy)
     now.features.requires_grad_()
     out = wings.blend(0, torch.randn(1, 20, 128), now, None)
     ahead = []
@@ -273,7 +272,7 @@ def test_a_text_only_row_in_a_mixed_batch_is_the_row_alone_and_its_text_has_weig
     stream, weights = torch.randn(1, 20, 128), torch.full((1, 20, 2), 0.5)
     text = trained(organism)
     only = text.learners["0"]["textual"](
-        rms_norm(stream, (128,)), now.features, now.positions, now.positions, now.textual()
+        rms_norm(stream, (128,)), now.features, now.positions, now.positions, now.textual
     )
     assert torch.allclose(wings.blend(0, stream, now, weights), only, atol=1e-6)
 
@@ -288,6 +287,19 @@ def test_the_visual_learner_sees_every_picture_from_everywhere(organism, scenes)
     assert (a - b)[0, 0].abs().max() > 1e-4  # the first token of all, though the picture stands behind it
     plain = (logits(organism, two) - logits(organism, other))[0, 0]
     assert plain.abs().max() == 0
+
+
+def test_a_model_in_half_precision_keeps_learners_in_full(scenes):
+    vlm = open_vlm("organism", dtype="bfloat16")
+    inputs = vlm.prepare_samples(scenes)
+    plain, wings = logits(vlm, inputs), trained(vlm)
+    with Wings(vlm, WingsConfig(**SMALL)).attached(vlm):
+        assert torch.equal(logits(vlm, inputs), plain)
+    with wings.attached(vlm):
+        half = logits(vlm, inputs)
+        assert len(vlm.generate(inputs, max_new_tokens=3)) == 3
+    assert half.dtype == torch.bfloat16 and next(wings.parameters()).dtype == torch.float32
+    assert not torch.allclose(half, plain)
 
 
 def test_without_spans_they_are_found_from_the_ids():
@@ -323,7 +335,6 @@ def test_at_first_only_the_output_maps_learn_and_the_loss_falls(organism, scenes
                 assert moved == {n for n, _ in wings.named_parameters() if n.endswith("B_o.weight")}
             optimiser.step()
             losses.append(float(loss.detach()))
-    organism.model.zero_grad()
     assert losses[-1] < losses[0] - 0.01
     assert organism.fingerprint() == before
     grads = [p.grad for n, p in wings.named_parameters() if "router" in n]
