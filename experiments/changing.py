@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..scenes.errors import UserError
 from ..steering import AddDirection, Direction, PruneVisual, VisualAttentionBoost, VisualExit, steer
-from .decoding import DECODINGS, Contrasted, check_interventions
+from .decoding import DECODINGS, Contrasted, check_interventions, open_decoding
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def change_of(
 ) -> Change | None:  # fmt: skip
     """The change that these options of the command line ask for; None where they ask for none. Raises UserError.
 
-    decode: plain, or one of `DECODINGS`. steer: files of directions, all added at `scale` times the mean norm of the states where
+    decode: plain, or a contrast as `open_decoding` takes it (damro, damro-a2-k10). steer: files of directions, all added at `scale` times the mean norm of the states where
     the direction knows it, else as they are. prune: share of visual tokens kept. exit_after: the block behind which they are
     taken out. boost: PAI's strength.
     """
@@ -67,7 +67,13 @@ def change_of(
         if beta != 0.1:
             raise UserError(f"--beta {beta:g} is the cut-off of a contrast: add --decode {', '.join(DECODINGS)}")
         return Change(", ".join(words), None, tuple(inside)) if inside else None
-    contrast = Contrasted(decode, alpha, beta or None, interventions=tuple(inside))
+    contrast = open_decoding(decode)
+    if contrast is None:
+        raise UserError(f"decoding {decode!r} is not known: use plain, {', '.join(DECODINGS)}")
+    if contrast.sampled:
+        raise UserError(f"decoding {decode!r}: tokens are drawn with --sample, leave out -sampled")
+    given = ({"alpha": alpha} if alpha is not None else {}) | ({"beta": beta or None} if beta != 0.1 else {})
+    contrast = replace(contrast, interventions=tuple(inside), **given)
     return Change(", ".join([contrast.name, *words]), contrast, tuple(inside))
 
 

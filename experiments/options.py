@@ -79,7 +79,11 @@ Revision = Annotated[
 ]
 Decode = Annotated[
     str,
-    typer.Option("--decode", help="plain, damro, vcd, no-image, m3id, pai, random-tokens or blank.", metavar="NAME"),
+    typer.Option(
+        "--decode",
+        help="plain, damro, vcd, no-image, m3id, pai, random-tokens or blank; or with settings: damro-k10.",
+        metavar="NAME",
+    ),
 ]
 Alpha = Annotated[
     float | None, typer.Option("--alpha", help="Strength of the contrast. Default: the method's own.", metavar="A")

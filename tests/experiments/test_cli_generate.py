@@ -91,6 +91,8 @@ def test_answers_are_kept_as_they_come_and_gone_on_with(chiasm, opened, monkeypa
         (["--decode", "beam"], ["'beam'", "damro"]),
         (["--decode", "damro", "--alpha", "-1"], ["alpha=-1", "0 (no contrast) or more"]),
         (["--decode", "damro", "--beta", "1.5"], ["beta=1.5", "(0, 1]"]),
+        (["--decode", "damro-sampled"], ["'damro-sampled'", "--sample"]),
+        (["--decode", "vcd-k4"], ["k=4", "keeps no tokens"]),
         (["--alpha", "1"], ["--alpha 1", "--decode"]),
         (["--beta", "0.5"], ["--beta 0.5", "--decode"]),
         (["--scale", "2"], ["--scale", "--steer"]),

@@ -145,6 +145,9 @@ def test_a_change_is_put_together_from_options(vlm, questions, tmp_path):
     assert change.name == "damro-a0-b0, mine × 0, attention to the picture + 0"
     inputs = asked(vlm, questions[:3])
     assert change.generate(vlm, inputs, max_new_tokens=4) == vlm.generate(inputs, max_new_tokens=4)
+    named = change_of(decode="damro-a2-k3", beta=0.2).contrast
+    assert (named.alpha, named.beta, named.k) == (2.0, 0.2, 3)
+    assert change_of(decode="damro-a2", alpha=0.5).contrast.alpha == 0.5
     kept = change_of(prune=1.0, exit_after=-1)
     assert kept.generate(vlm, inputs, max_new_tokens=4) == vlm.generate(inputs, max_new_tokens=4)
     with pytest.raises(UserError, match="add --decode"):
