@@ -16,12 +16,9 @@ from torch import Tensor
 from ..models import VLM
 from ..scenes.benchmarks import skill_set
 from ..scenes.sample import Sample
-from ..steering import PruneVisual, SkipBlock, SkipFFN, VisualExit, steer
+from ..steering import PruneVisual, RemoveVisual, SkipBlock, SkipFFN, VisualExit, steer
 from ..steering.cost import report
-from ..steering.dropping import check_in_sequence, dropped_at
 from ..steering.safe_exit import earliest_safe_exit
-from ..steering.steer import Edit
-from ..steering.where import Where
 from .figures import compute as figures
 from .figures.rows import pick
 from .lineage import check_organism, score
@@ -45,26 +42,6 @@ PRUNING, EXIT, SKIPPING = "arXiv 2412.01818", "DyVTE", "arXiv 2405.16700, sectio
 
 
 @dataclass(frozen=True)
-class RandomTokens:
-    """The control of pruning: of each prompt's visual tokens a share `keep`, drawn anew for every prompt, enters the first block;
-    the others are sliced away, and positions count on over what is left."""
-
-    keep: float
-    seed: int = 0
-
-    def edits(self, vlm) -> list[Edit]:
-        check_in_sequence(vlm.anatomy, "pruning")
-        return dropped_at(vlm, 0, self._gone, reindex=True)
-
-    def _gone(self, where: Where) -> Tensor:
-        """(B, T) the visual tokens that do not go on."""
-        visual = where.mask("image").cpu()
-        drawn = torch.rand(visual.shape, generator=torch.Generator().manual_seed(self.seed)).masked_fill(~visual, 2.0)
-        rank = drawn.argsort(1).argsort(1)
-        return visual & (rank >= (self.keep * visual.sum(1, keepdim=True)).round())
-
-
-@dataclass(frozen=True)
 class Setting:
     """method: the operator, a family of settings; setting: which of them, in words."""
 
@@ -81,11 +58,14 @@ class Setting:
         return () if self.change is None else (self.change,)
 
 
-def settings(depth: int, seed: int = 0) -> list[Setting]:
-    """The plain model, and what is tried on a decoder of so many blocks."""
+def settings(depth: int, tokens: int, seed: int = 0) -> list[Setting]:
+    """The plain model, and what is tried on a decoder of so many blocks that is given so many visual tokens. Random tokens, the
+    control, pay for the scores that they do not use, so that the two differ in what is chosen alone."""
     made = [Setting("plain", "")]
     made += [Setting("prune", f"{share:g}", PruneVisual(share)) for share in SHARES]
-    made += [Setting("random tokens", f"{share:g}", RandomTokens(share, seed)) for share in SHARES]
+    for share in SHARES:
+        gone = tokens - round(share * tokens)
+        made.append(Setting("random tokens", f"{share:g}", RemoveVisual(k=gone, which="random", seed=seed)))
     after = sorted({0, depth // 4, depth // 2 - 1, 3 * depth // 4 - 1} - {-1, depth - 1})
     made += [Setting("exit", f"after {layer}", VisualExit(layer)) for layer in after]
     for method, skip in (("skip FFN", SkipFFN), ("skip block", SkipBlock)):
@@ -112,7 +92,8 @@ def study(
     """`run` for an open model, with what the report needs. limit: questions of each of three kinds. batch_size: prompts timed."""
     check_organism(vlm, "compute")
     asked = questions(limit or QUESTIONS, seed)
-    tried = settings(vlm.anatomy.n_layers, seed)
+    tokens = int(vlm.prepare_samples(mixed(asked)[:1]).spans.visual.sum())
+    tried = settings(vlm.anatomy.n_layers, tokens, seed)
     with Run.create("compute", {"model": vlm.name, "limit": limit, "seed": seed, "rounds": rounds}, root) as kept:
         kept.note_model(vlm)
         right = {one.name: answered(vlm, asked, one) for one in tried}

@@ -1,16 +1,15 @@
-"""The compute experiment: random pruning, fronts and verdicts by hand, and the whole of it on a few questions."""
+"""The compute experiment: its settings and control, fronts and verdicts by hand, and the whole of it on a few questions."""
 
 import pandas as pd
 import pytest
 import torch
 from chiasm.experiments import compute
-from chiasm.experiments.compute import RandomTokens, claims, quality, questions, settings
+from chiasm.experiments.compute import claims, quality, questions, settings
 from chiasm.experiments.figures.compute import front
 from chiasm.experiments.figures.rows import pick
 from chiasm.experiments.run import load_run
 from chiasm.models import open_vlm
 from chiasm.scenes.errors import UserError
-from chiasm.steering import steer
 from chiasm.steering.cost import report
 
 
@@ -24,23 +23,21 @@ def study(organism, tmp_path_factory):
     return compute.study(organism, limit=4, rounds=2, root=tmp_path_factory.mktemp("runs"))
 
 
-def test_random_tokens_keep_a_share_of_each_prompts_visual_tokens_and_another_one_for_each_seed(organism):
-    samples = [one for some in questions(2).values() for one in some]  # of several lengths: padded
+def test_random_tokens_are_as_many_as_pruning_keeps(organism):
+    samples = [one for some in questions(2).values() for one in some]
     inputs = organism.prepare([s.images for s in samples], [s.prompt for s in samples])
-    layers = report(organism, inputs, RandomTokens(0.25), rounds=1).layers
-    assert layers["visual_tokens"].tolist() == [16] * organism.anatomy.n_layers
-    found, plain = [], organism.forward(inputs).logits[:, -1]
-    for seed in (0, 0, 1):
-        with steer(organism, RandomTokens(0.25, seed)):
-            found.append(organism.forward(inputs).logits[:, -1])
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-    with steer(organism, RandomTokens(1.0)):
-        torch.testing.assert_close(organism.forward(inputs).logits[:, -1], plain)
+    tokens = int(inputs.spans.visual[0].sum())
+    kept = {}
+    for one in settings(organism.anatomy.n_layers, tokens):
+        if one.method in ("prune", "random tokens"):
+            kept[one.method, one.setting] = report(organism, inputs, one.change, rounds=1).layers["visual_tokens"][0]
+    for share, n in (("0.5", 32), ("0.25", 16), ("0.1", 6)):
+        assert kept["prune", share] == kept["random tokens", share] == n
 
 
 def test_settings_fit_any_depth():
     for depth in (1, 2, 4, 5, 32):
-        made = settings(depth)
+        made = settings(depth, 64)
         assert made[0].method == "plain" and len({one.name for one in made}) == len(made)
         exits = [one.change.after for one in made if one.method == "exit"]
         assert all(0 <= after < depth - 1 for after in exits)
@@ -59,7 +56,7 @@ def test_the_front_by_hand():
 
 
 def test_quality_is_paired_with_the_plain_model():
-    tried = settings(4)[:2]
+    tried = settings(4, 64)[:2]
     right = {"plain": torch.tensor([1.0, 1, 1, 0]), "prune 0.5": torch.tensor([1.0, 0, 1, 0])}
     table = quality(right, tried).set_index("method")
     assert table["accuracy"].tolist() == [0.75, 0.5] and table["difference"].tolist() == [0, -0.25]
@@ -69,7 +66,7 @@ def test_quality_is_paired_with_the_plain_model():
 
 def test_every_setting_is_timed_counted_and_scored(study, organism):
     table = study.tables["settings"]
-    assert len(table) == len(settings(organism.anatomy.n_layers)) and table["n"].unique() == [12]
+    assert len(table) == len(settings(organism.anatomy.n_layers, 64)) and table["n"].unique() == [12]
     assert table[["time_ratio", "flops_ratio", "accuracy"]].notna().all().all()
     flops = table.set_index(["method", "setting"])["flops_ratio"]
     assert flops["plain", ""] == 1 and flops.drop(("plain", "")).max() < 1
