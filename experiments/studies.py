@@ -49,8 +49,8 @@ def own_studies(vlm, *, seed: int, limit: int | None, root, device=None, dtype=N
         "hallucination": lambda: hallucination.study(
             vlm, **some | {"limit": fewer or 40}, batch_size=64, seeds=5 if limit is None else 2
         ),
-        "acting": lambda: acting.study(vlm, **some | {"limit": fewer or 60}),
-        "compute": lambda: compute.study(vlm, **some | {"limit": fewer or 60}),
+        "acting": lambda: acting.study(vlm, **some | {"limit": max(24, fewer or 24)}),
+        "compute": lambda: compute.study(vlm, **some | {"limit": fewer or 30}),
     }
     studies = []
     for name, study in every.items():

@@ -149,7 +149,7 @@ class VLM:
         """The answer to a batch of one, piece by piece as it is generated; options as in `generate`, without beams.
 
         Generation runs in a thread of its own, under the caller's context: what is steered or recorded where the iteration
-        begins is steered and recorded there. An iteration that is given up ends the generation at its next token.
+        begins is steered and recorded there, as long as that context stays open. An iteration that is given up ends the generation at its next token.
         """
         from transformers import StoppingCriteriaList, TextIteratorStreamer
 

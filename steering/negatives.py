@@ -33,10 +33,10 @@ class OutlierTokens:
     """The few visual tokens that stand out in the vision encoder, and the same text. Source: Gong et al., "DAMRO" (EMNLP
     2024, arXiv 2410.04514). The vision tower runs once; only the decoder reads the shorter prompt.
 
-    k: how many, counted in patches; where patches are merged fewer tokens stay (see `probes.outliers.choose_k`). score:
-    "headmean" or "released" (the CLS token's attention: mean over heads, or DAMRO's undivided heads), "pool", "received",
-    "norm", or None, the best that the model has. layer: of the tower, default the one whose output is the feature. rule,
-    value: for a k that hangs on the scores: "fixed" (k itself), "ratio", "threshold", "mass". order: "released", best first,
+    k: how many, counted in patches; where patches are merged fewer tokens stay (see `probes.outliers.choose_k`); None: by the
+    rule, whose default gives DAMRO's 10 of 576 and 4 of 256. score: "headmean" or "released" (the CLS token's attention: mean
+    over heads, or DAMRO's undivided heads), "pool", "received", "norm", or None, the best attention that the model has. layer: of the tower, default the one whose output is the feature. rule,
+    value: how k is found: "ratio" (the default), "threshold", "mass", "fixed" (k itself). order: "released", best first,
     or "raster". positions: "packed", or "original", those of the whole prompt; default "original" where rotary positions have
     several axes. tiles: "base", the whole picture alone, as released, or "all", k of each (Mllama, without a whole picture
     among its tiles: always all). shifted: the released gather for Q-Formers, which is off by one; for comparison only.
@@ -48,7 +48,7 @@ class OutlierTokens:
     k: int | None = None
     score: str | None = None
     layer: int | None = None
-    rule: str = "fixed"
+    rule: str | None = None
     value: float | None = None
     order: str = "released"
     positions: str | None = None
@@ -56,9 +56,9 @@ class OutlierTokens:
     shifted: bool = False
 
     def __post_init__(self):
-        if self.k is not None and (self.rule != "fixed" or self.value is not None):
+        if self.k is not None and (self.rule not in (None, "fixed") or self.value is not None):
             raise UserError(f"k={self.k} is for rule 'fixed': give rule={self.rule!r} a value=")
-        check_rule(self.rule, self.k if self.k is not None else self.value)
+        check_rule(self._rule, self.k if self.k is not None else self.value)
         for name, allowed in (
             ("order", ORDERS),
             ("positions", (None, "packed", "original")),
@@ -84,14 +84,21 @@ class OutlierTokens:
         kept = kept_positions(prefill.inputs.spans, chosen, order=self.order, grid=grid)
         return prefill.kept(kept, positions=self.positions or ("original" if prefill.positions.dim() > 2 else "packed"))
 
+    @property
+    def _rule(self) -> str:
+        return self.rule or ("fixed" if self.k is not None else "ratio")
+
     # -- the choice ----------------------------------------------------------------------------------------------------
 
     def _kind(self, anatomy) -> str:
         if self.score in MODES:
             return check_kind(anatomy, "cls")
         kinds = score_kinds(anatomy)
-        if not kinds:
-            raise UserError(f"no patch of the tower of this {anatomy.family} can be scored: use NoImage or NoisedImage")
+        if not kinds or (self.score is None and kinds == ("norm",)):
+            other = 'score="norm" for the length of features, or ' if kinds else ""
+            raise UserError(
+                f"no attention of this {anatomy.family}'s tower can be read: use {other}NoImage or NoisedImage"
+            )
         return check_kind(anatomy, self.score or kinds[0])
 
     def _layer(self) -> int | None:
@@ -110,12 +117,12 @@ class OutlierTokens:
         places = [torch.nonzero(picture.tiles == tile).flatten() for tile in tiles]
         value = self.k if self.k is not None else self.value
         most = max(map(len, places)) * picture.patches
-        if self.rule == "fixed" and self.k is not None and self.k > most:
+        if self.k is not None and self.k > most:
             raise UserError(f"k={self.k} outliers are more than the {most} patches of a picture: give k={most} or less")
         best = []
         for at in places:
             scores = picture.scores[at]
-            k = choose_k(scores, rule=self.rule, value=value, patches=picture.patches)
+            k = choose_k(scores, rule=self._rule, value=value, patches=picture.patches)
             best.append(at[select_outliers(scores, k=k)])
         return Chosen(picture, torch.cat(best))
 

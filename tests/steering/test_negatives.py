@@ -4,6 +4,7 @@ import pytest
 import torch
 from chiasm.models import Spans, open_vlm
 from chiasm.models.patch_scores import PictureScores, score_kinds
+from chiasm.probes.outliers import choose_k
 from chiasm.scenes.errors import UserError
 from chiasm.steering.contrast import ContrastDecoder
 from chiasm.steering.kept_tokens import Chosen, kept_positions
@@ -400,3 +401,17 @@ def test_settings_out_of_range(settings, words):
         OutlierTokens(**settings)
     with pytest.raises(UserError, match=r"0\.\.999"):
         NoisedImage(1000)
+
+
+def test_the_number_of_outliers_is_the_papers_share_where_none_is_given():
+    assert OutlierTokens()._rule == "ratio" and OutlierTokens(k=4)._rule == "fixed"
+    for patches, k in ((576, 10), (256, 4), (64, 1)):
+        assert choose_k(torch.rand(patches), rule=OutlierTokens()._rule) == k
+
+
+def test_a_tower_without_readable_attention_is_refused_not_scored_by_lengths(monkeypatch):
+    vlm = open_vlm(model=build("llava")[0])
+    monkeypatch.setattr("chiasm.steering.negatives.score_kinds", lambda anatomy: ("norm",))
+    with pytest.raises(UserError, match='no attention of this llava\'s tower can be read: use score="norm"'):
+        ContrastDecoder(vlm, OutlierTokens())
+    assert ContrastDecoder(vlm, OutlierTokens(score="norm")).sites
