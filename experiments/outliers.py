@@ -126,7 +126,8 @@ def picture_figure(vlm, sample: Sample, probe: OutlierOverlap):
     with torch.no_grad():
         trace = vlm.trace(inputs, probe.sites)
     (one,) = looked_at(pictures_of(trace, inputs, vlm.anatomy, probe._setting), probe._setting)
-    maps = next(batch_maps(trace, [one], vlm.anatomy, torch.zeros(1, 1, dtype=torch.long, device=vlm.device)))
+    first = torch.zeros(1, 1, dtype=torch.long, device=vlm.device)
+    maps = next(batch_maps(trace, [one], vlm.anatomy, first, probe.few))
     n_layers = len(probe._layers)
     attention = maps.attention[0, -n_layers - 1 :, 0].float().cpu()  # each layer's mean over heads, then the summary
     boxes = _boxes(vlm, inputs, one, sample)

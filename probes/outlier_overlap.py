@@ -75,7 +75,7 @@ class OutlierOverlap(Probe):
         self.score, self.mode, self.layer, self.tiles = score, mode, layer, tiles
         self.rule, self.value = check_rule(rule, value)
         self.queries, self.agreement = queries, agreement
-        self._few = queries == FEW  # then rows of a few queries are all that is read
+        self.few = queries == FEW  # then rows of a few queries are all that is read
 
     def attach(self, anatomy) -> None:
         self.use_device_of(anatomy)
@@ -86,7 +86,7 @@ class OutlierOverlap(Probe):
         self._anatomy, self._setting = anatomy, Setting(score, self.mode, self.layer, self.rule, self.value, self.tiles)
         self._kinds = (score, *[kind for kind in kinds if kind != score and self.agreement])
         sites = [score_site(anatomy, kind, self.layer if kind == score else None) for kind in self._kinds]
-        self.sites = (*decoder_sites(anatomy, self._few), *sites)
+        self.sites = (*decoder_sites(anatomy, self.few), *sites)
         self._layers, _ = decoder_layers(anatomy)
         maps = len(self._layers) * (anatomy.n_heads + 1) + 1
         self.add_sum("values", len(ALL), maps, 3)
@@ -100,9 +100,9 @@ class OutlierOverlap(Probe):
         self.skipped += size - len({picture.row for picture in pictures})
         if not pictures:
             return
-        wanted = spread_queries(inputs.spans.predicting(FEW if self._few else None), self.queries).to(here)
+        wanted = spread_queries(inputs.spans.predicting(FEW if self.few else None), self.queries).to(here)
         looked, found, rows = looked_at(pictures, self._setting), [], []
-        for maps in batch_maps(trace, looked, self._anatomy, wanted, self._few):
+        for maps in batch_maps(trace, looked, self._anatomy, wanted, self.few):
             values = describe(maps.attention, maps.chosen, maps.scores)
             other = torch.full_like(maps.share, torch.nan)
             if len(maps.chosen) > 1:
