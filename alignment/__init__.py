@@ -10,6 +10,11 @@ _HOMES = {
     "VisualDPOTrainer": "trainer",
     "VisualPreferenceCollator": "collator",
     "language_lora": "adapters",
+    "LoRRA": "learners",
+    "Wings": "wings",
+    "WingsConfig": "wings",
+    "Distillation": "distillation",
+    "DistillationConfig": "distillation",
 }
 __all__ = [*_HOMES]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chiasm.alignment.adapters import language_lora
 from chiasm.alignment.distillation import (
     Distillation,
     DistillationConfig,
@@ -14,12 +15,14 @@ from chiasm.alignment.distillation import (
     format_layers,
     parse_layers,
 )
+from chiasm.alignment.wings import Wings, WingsConfig
 from chiasm.models import open_vlm
 from chiasm.probes.embeddings import Resampler, info_nce
 from chiasm.scenes.benchmarks import scene_samples
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.render import pixel_truth
 from chiasm.scenes.sample import Sample
+from peft import get_peft_model
 from torch.nn.functional import smooth_l1_loss
 
 from ..models.families import FAMILIES, batch, build
@@ -286,6 +289,21 @@ def test_it_can_be_learned_and_leaves_a_frozen_model_as_it_is(organism, scenes):
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     assert organism.fingerprint() == before
+
+
+def test_adapters_wings_and_distillation_train_in_one_step(organism, scenes):
+    base = open_vlm("organism")
+    adapted = get_peft_model(base.model, language_lora(base.model, rank=2, projector=True))
+    vlm = open_vlm(model=adapted, processor=base.processor)
+    adapted.train()
+    wings, module = Wings(vlm, WingsConfig(rank=2)), made(vlm)
+    inputs = vlm.prepare_samples(scenes)
+    labels = inputs.tensors["input_ids"].masked_fill(~inputs.spans.mask("answer"), -100)
+    with wings.attached(vlm):
+        found = module(vlm, inputs, labels)
+        (found.output.loss + found.loss).backward()
+    for part in (adapted, wings, module):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters() if p.requires_grad)
 
 
 def test_silent_failures_are_told(organism, scenes, caplog):
