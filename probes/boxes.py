@@ -27,14 +27,14 @@ def box_means(maps: Tensor, boxes: Tensor) -> Tensor:
     columns, that occurs, which is little work where boxes share them, and a lattice is worked out once.
     """
     boxes = boxes.detach().to("cpu", torch.float32).contiguous()
-    lattice = _lattice(boxes.numpy().tobytes(), *maps.shape[-2:])
-    down, across, row, column = (part.to(maps.device) for part in lattice)
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    return (down.to(maps) @ maps @ across.to(maps).T)[..., row, column].mT
+    lattice = _lattice(boxes.numpy().tobytes(), *maps.shape[-2:], maps.dtype)
+    down, across, row, column = (part.to(maps.device) for part in lattice)
+    return (down @ maps @ across.T)[..., row, column].mT
 
 
 @lru_cache(maxsize=256)
-def _lattice(content: bytes, height: int, width: int) -> _Lattice:
+def _lattice(content: bytes, height: int, width: int, dtype: torch.dtype) -> _Lattice:
     boxes = torch.frombuffer(bytearray(content), dtype=torch.float32).view(-1, 4).double()
     boxes = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, 0)  # an interval of no length: NaN below
     sides = []
@@ -42,7 +42,7 @@ def _lattice(content: bytes, height: int, width: int) -> _Lattice:
         some, index = intervals.unique(dim=0, return_inverse=True)
         cell = torch.arange(size)
         inside = (torch.minimum(some[:, 1:], cell + 1) - torch.maximum(some[:, :1], cell)).clamp(min=0)
-        sides += [inside / inside.sum(1, keepdim=True), index]
+        sides += [(inside / inside.sum(1, keepdim=True)).to(dtype), index]
     down, row, across, column = sides
     return _Lattice(down, across, row, column)
 

@@ -44,13 +44,14 @@ def cross_validate(
     if n_folds < 3:
         raise ValueError(f"{n_folds} folds are too few to choose a penalty and to score it: give 3 or more")
     whole, grid = folds.sum(), torch.as_tensor(alphas, dtype=folds.xx.dtype)
+    about = folds.centred()
     inner: list[Tensor | float] = [0.0] * n_folds
     for f, g in combinations(range(n_folds), 2):
         path = ridge_path(
             whole.minus(folds.at(f)).minus(folds.at(g)), alphas, relative=relative, standardise=standardise
         )
-        inner[f] = inner[f] + squared_error(folds.at(g), path.coef, path.intercept)
-        inner[g] = inner[g] + squared_error(folds.at(f), path.coef, path.intercept)
+        inner[f] = inner[f] + squared_error(folds.at(g), path.coef, path.intercept, about.at(g))
+        inner[g] = inner[g] + squared_error(folds.at(f), path.coef, path.intercept, about.at(f))
     found: list[tuple[Tensor, ...]] = []
     for f in range(n_folds):
         path = ridge_path(whole.minus(folds.at(f)), alphas, relative=relative, standardise=standardise)
@@ -60,7 +61,8 @@ def cross_validate(
             chosen.append(grid.to(best.device)[best])
             parts.append([_taken(path.coef[..., group], best, 2), _taken(path.intercept[..., group], best, 1)])
         coef, intercept = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-        found.append((squared_error(folds.at(f), coef, intercept), coef, intercept, torch.stack(chosen, -1)))
+        error = squared_error(folds.at(f), coef, intercept, about.at(f))
+        found.append((error, coef, intercept, torch.stack(chosen, -1)))
     return Validated(*(torch.stack(part) for part in zip(*found, strict=True)))
 
 

@@ -44,9 +44,9 @@ def class_counts(pred: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 
 def mean_iou(intersection: Tensor, union: Tensor) -> Tensor:
-    """Mean over classes that occur or were predicted; intersection, union: (C,) sums over pictures."""
+    """(...) mean over classes that occur or were predicted; intersection, union: (..., C) sums over pictures. NaN without any."""
     some = union > 1e-12
-    return (intersection[some] / union[some]).mean() if some.any() else union.new_tensor(torch.nan)
+    return torch.where(some, intersection / union, 0).sum(-1) / some.sum(-1)
 
 
 def explained(error: Tensor, total: Tensor, *, uniform: bool) -> Tensor:

@@ -145,7 +145,7 @@ def _told(bank: str, layer: int, sites: Sequence[str], tower: str | None, part: 
 
 def _ridge_level(found: Validated, held: Held, bank: str, layer: int, told: dict) -> Level:
     coef, intercept = found.coef[:, 0][held.fold], found.intercept[:, 0][held.fold]  # (N, D, 2M), (N, 2M)
-    pred = torch.bmm(held.x[bank][layer].double(), coef) + intercept[:, None]
+    pred = torch.baddbmm(intercept[:, None], held.x[bank][layer].double(), coef)
     return Level(pred, found.error[:, 0].sum(0), told, None, found.alpha[:, 0].median(0).values.view(2, -1))
 
 
@@ -169,6 +169,11 @@ class _Scored:
         self.total = self.spread.sum(0) if total is None else total
         there = held.weight > 0
         self.same_places = bool((held.place == held.place[:1]).all() and (there == there[:1]).all())
+        self.there = there[..., None]
+        # of each group the targets and the means at their places, 0 where there is no token
+        self.known = [
+            [torch.where(self.there, value[..., group], 0) for value in (held.y, self.centre)] for group in groups
+        ]
 
     def rows(self, level: Level) -> list[dict]:
         """All rows of a level."""
@@ -201,9 +206,8 @@ class _Scored:
         return {**level.told, "target": target.name, "parameters": linear if level.size is None else level.size}
 
     def _kept_rows(self, pred: Tensor, group: slice, target) -> list[dict]:
-        held, there = self.held, (self.held.weight > 0)[..., None]
-        y, centre = held.y[..., group], self.centre[..., group]
-        pred, y, centre = (torch.where(there, value, 0) for value in (pred, y, centre))
+        y, centre = self.known[self.groups.index(group)]
+        pred = torch.where(self.there, pred, 0)
         zero = (pred.flatten(1).norm(dim=1) == 0).double()
         rows = [
             _estimate(name, mean_over_samples(powers(values).sum(0)))
@@ -212,7 +216,7 @@ class _Scored:
         if zero.any():
             rows.append(_estimate("zero", proportion(zero)))
         if target.classes:
-            right, both, either = class_counts(pred, y, held.weight)
+            right, both, either = class_counts(pred, y, self.held.weight)
             rows.append(_estimate("accuracy", mean_over_samples(powers(right).sum(0))))
             rows.append(_estimate("miou", _iou(both, either)))
         if self.same_places and len(y) > 1:
@@ -249,9 +253,8 @@ def _iou(both: Tensor, either: Tensor) -> Estimate:
         name: both.new_zeros(BLOCKS, both.shape[1]).index_add_(0, block, value)
         for name, value in (("both", both), ("either", either))
     }
-    return jackknife(
-        lambda sums: mean_iou(sums["both"], sums["either"]), blocks, torch.bincount(block, minlength=BLOCKS)
-    )
+    counts = torch.bincount(block, minlength=BLOCKS)
+    return jackknife(lambda sums: mean_iou(sums["both"], sums["either"]), blocks, counts, at_once=True)
 
 
 def _estimate(quantity: str, found: Estimate) -> dict:

@@ -43,18 +43,23 @@ class KeptPictures:
         y: (R, outputs); places: (R,). Of a picture with more tokens than are kept, the same random choice each time."""
         store = self._kept.empty(y.device) if store is None else store
         chosen = self._kept.entering(store, keys)
-        starts, rows = lengths.cumsum(0) - lengths, []
-        for i in chosen.tolist():
-            own = torch.arange(int(starts[i]), int(starts[i] + lengths[i]))
-            if len(own) > self.tokens:
-                some = torch.randperm(len(own), generator=torch.Generator().manual_seed(self.seed))[: self.tokens]
-                own = own[some.sort().values]
-            own = own.to(y.device)
-            states = [x[bank][:, own].movedim(0, 1).flatten(1) for bank in self.banks]
-            row = torch.cat([*states, y[own], places[own, None].float(), y.new_ones(len(own), 1)], 1)  # (T, columns)
-            empty = row.new_zeros((self.tokens - len(own)) * self.columns)
-            rows.append(torch.cat([row.new_tensor([int(fold[i])]), row.flatten(), empty]))
-        return self._kept.add(store, keys[chosen], torch.stack(rows)) if rows else store
+        if not len(chosen):
+            return store
+        starts = lengths.cumsum(0) - lengths
+        rows = y.new_zeros(len(chosen), 1 + self.tokens * self.columns)
+        rows[:, 0] = fold[chosen].to(rows)
+        for i, row in zip(chosen.tolist(), rows[:, 1:].unflatten(1, (self.tokens, self.columns)), strict=True):
+            start, n = int(starts[i]), int(lengths[i])
+            own = slice(start, start + n)
+            if n > self.tokens:
+                some = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.tokens]
+                own, n = (start + some.sort().values).to(y.device), self.tokens
+            at = 0
+            for bank, (layers, width) in self.banks.items():
+                row[:n, at : at + layers * width].view(n, layers, width).copy_(x[bank][:, own].movedim(0, 1))
+                at += layers * width
+            row[:n, at:-2], row[:n, -2], row[:n, -1] = y[own], places[own].to(y), 1
+        return self._kept.add(store, keys[chosen], rows)
 
     def held(self, store: Tensor) -> Held:
         """What a store, or those of several processes one behind the other, holds."""

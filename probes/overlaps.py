@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from .intervals import jackknife
-from .weights import chance_iou, prune_mask, wanda_scores
+from .weights import chance_iou, prune_masks, wanda_scores
 
 SETS = ("image", "text", "both")
 AT_ONCE = 1 << 24
@@ -62,9 +62,10 @@ class Overlaps:
         for start in range(0, len(weight), step):
             part = weight[start : start + step]
             scores = wanda_scores(part, sets, n[:, None, None])  # (R, 3, out, in)
-            for i, s in enumerate(self.sparsity):
-                pruned = prune_mask(scores.flatten(0, 2), sparsity=s).view(len(sets), 3, part.numel())
-                bits = np.packbits(~pruned.cpu().numpy(), axis=2)
+            for i, (s, pruned) in enumerate(
+                zip(self.sparsity, prune_masks(scores.flatten(0, 2), self.sparsity), strict=True)
+            ):
+                bits = np.packbits(~pruned.view(len(sets), 3, part.numel()).cpu().numpy(), axis=2)
                 counts[i, 0] += _shared(bits[:, [0, 0, 1]], bits[:, [1, 2, 2]])
                 shape, before = earlier.pop((matrix, s, start, layer - self.interval), (None, None))
                 if shape == weight.shape:

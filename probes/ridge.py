@@ -51,9 +51,10 @@ class Moments(NamedTuple):
         xy = self.xy - mean_x[..., :, None] * self.y[..., None, :]
         return self._replace(xx=xx, xy=xy, yy=(self.yy - self.y.square() / n).clamp(min=0))
 
-    def varying(self) -> Tensor:
-        """(..., D) whether a feature varies by more than rounding."""
-        return self.centred().xx.diagonal(dim1=-2, dim2=-1) > FLAT * self.xx.diagonal(dim1=-2, dim2=-1)
+    def varying(self, about: Moments | None = None) -> Tensor:
+        """(..., D) whether a feature varies by more than rounding. about: these `centred`, where they are known."""
+        about = about or self.centred()
+        return about.xx.diagonal(dim1=-2, dim2=-1) > FLAT * self.xx.diagonal(dim1=-2, dim2=-1)
 
 
 class Fit(NamedTuple):
@@ -116,7 +117,7 @@ def ridge_path(
     alphas = check_alphas(alphas).to(sums.xx)
     c = sums.centred()
     diagonal = c.xx.diagonal(dim1=-2, dim2=-1)
-    varies = sums.varying()
+    varies = sums.varying(c)
     n = sums.n[..., None]
     one = torch.ones_like(diagonal)
     scale = torch.where(varies, (diagonal.clamp(min=0) / n).sqrt() if standardise else one, 1)
@@ -127,18 +128,27 @@ def ridge_path(
     if relative:
         penalty = penalty * values.mean(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
     turned = vectors.mT @ (c.xy * use[..., :, None])
-    coef = (vectors @ (turned / (values + penalty)[..., None])) * use[..., :, None]
-    intercept = sums.y / n - ((sums.x / n)[..., None, :] @ coef)[..., 0, :]
+    coef = _times(vectors, turned / (values + penalty)[..., None]) * use[..., :, None]
+    intercept = sums.y / n - _times((sums.x / n)[..., None, :], coef)[..., 0, :]
     return Fit(coef, intercept, (values / (values + penalty)).sum(-1))
 
 
-def squared_error(sums: Moments, coef: Tensor, intercept: Tensor) -> Tensor:
-    """(..., M) weighted sum of squared errors of predictions x @ coef + intercept on the rows these are the moments of."""
-    c = sums.centred()
+def squared_error(sums: Moments, coef: Tensor, intercept: Tensor, about: Moments | None = None) -> Tensor:
+    """(..., M) weighted sum of squared errors of predictions x @ coef + intercept on the rows these are the moments of.
+    about: the moments `centred`, where they are known."""
+    c = about or sums.centred()
     n = sums.n[..., None]
-    gap = sums.y / n - ((sums.x / n)[..., None, :] @ coef)[..., 0, :] - intercept
-    spread = (coef * (c.xx @ coef - 2 * c.xy)).sum(-2) + c.yy
+    gap = sums.y / n - _times((sums.x / n)[..., None, :], coef)[..., 0, :] - intercept
+    spread = (coef * (_times(c.xx, coef) - 2 * c.xy)).sum(-2) + c.yy
     return torch.where(n > 0, spread.clamp(min=0) + n * gap.square(), 0)
+
+
+def _times(matrix: Tensor, many: Tensor) -> Tensor:
+    """matrix (..., K, D) @ many (A, ..., D, M), or (..., D, M), as one product: broadcast, the matrix would be copied A times."""
+    if many.ndim == matrix.ndim:
+        return matrix @ many
+    found = matrix @ many.movedim(0, -2).flatten(-2)  # (..., K, A * M)
+    return found.unflatten(-1, (len(many), -1)).movedim(-2, 0)
 
 
 def check_alphas(alphas: Sequence[float] | Tensor | float) -> Tensor:

@@ -37,17 +37,25 @@ def wanda_scores(weight: Tensor, sum_squares: Tensor, n: int | Tensor) -> Tensor
 
 def prune_mask(scores: Tensor, *, sparsity: float) -> Tensor:
     """True = pruned: in each output row the floor(in * sparsity) lowest of scores (out, in); ties prune the lower index."""
-    count = _share_of(scores.shape[1], sparsity)
-    if not count:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    highest = _lowest(scores, count)
-    mask = scores <= highest
-    if int(mask.count_nonzero()) != count * len(
-        scores
-    ):  # ties at the border: a stable sort would take the first of them
-        below, tied = scores < highest, scores == highest
-        mask = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
-    return mask
+    return prune_masks(scores, (sparsity,))[0]
+
+
+def prune_masks(scores: Tensor, sparsity: Sequence[float]) -> list[Tensor]:
+    """`prune_mask` for several shares; the scores are ordered once."""
+    counts = [_share_of(scores.shape[1], share) for share in sparsity]
+    highest = _lowest(scores, {count for count in counts if count})
+    masks = []
+    for count in counts:
+        if not count:
+            masks.append(torch.zeros_like(scores, dtype=torch.bool))
+            continue
+        border = highest[count]
+        mask = scores <= border
+        if int(mask.count_nonzero()) != count * len(scores):  # ties: a stable sort would take the first of them
+            below, tied = scores < border, scores == border
+            mask = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
+        masks.append(mask)
+    return masks
 
 
 def prune_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
@@ -76,11 +84,15 @@ def drawn(among: Tensor, count: int, generator: torch.Generator | None = None) -
     return mask.view_as(among)
 
 
-def _lowest(scores: Tensor, count: int) -> Tensor:
-    """(out, 1) the count-th lowest score of each row."""
-    if scores.device.type == "cpu":  # ten times as fast as torch's
-        return torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1 : count])
-    return scores.kthvalue(count, dim=1, keepdim=True).values
+def _lowest(scores: Tensor, counts: set[int]) -> dict[int, Tensor]:
+    """By count, (out, 1): the count-th lowest score of each row."""
+    if scores.device.type == "cpu":  # numpy's partition is ten times as fast as torch's
+        left, found = scores.numpy(), {}
+        for count in sorted(counts, reverse=True):  # what is below one border holds the lower ones
+            left = np.partition(left, count - 1, axis=1)[:, :count]
+            found[count] = torch.from_numpy(left[:, -1:])
+        return found
+    return {count: scores.kthvalue(count, dim=1, keepdim=True).values for count in counts}
 
 
 def _share_of(n: int, sparsity: float) -> int:
