@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ridge import Moments, ridge_path, squared_error
+from .ridge import Moments, ridge_at, ridge_path, squared_error
 
 ALPHAS = tuple(10.0**power for power in range(-6, 3))
 """Penalties in units of the mean variance of a feature."""
@@ -37,7 +37,7 @@ def cross_validate(
     penalty; alphas, relative, standardise: see `ridge_path`.
 
     The penalty for a fold is the one with the least error when each of the other folds is predicted from the rest: no
-    number of a fold takes part in what predicts it. One eigendecomposition a pair of folds and one a fold serve all
+    number of a fold takes part in what predicts it. One eigendecomposition a pair of folds serves all
     penalties; taking a fold's sums away is the same as fitting again without it.
     """
     n_folds = len(folds.n)
@@ -54,19 +54,8 @@ def cross_validate(
         inner[g] = inner[g] + squared_error(folds.at(f), path.coef, path.intercept, about.at(f))
     found: list[tuple[Tensor, ...]] = []
     for f in range(n_folds):
-        path = ridge_path(whole.minus(folds.at(f)), alphas, relative=relative, standardise=standardise)
-        parts, chosen = [], []
-        for group in groups:
-            best = inner[f][..., group].sum(-1).argmin(0)  # (...)
-            chosen.append(grid.to(best.device)[best])
-            parts.append([_taken(path.coef[..., group], best, 2), _taken(path.intercept[..., group], best, 1)])
-        coef, intercept = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-        error = squared_error(folds.at(f), coef, intercept, about.at(f))
-        found.append((error, coef, intercept, torch.stack(chosen, -1)))
+        best = torch.stack([inner[f][..., group].sum(-1).argmin(0) for group in groups], -1)  # (..., G)
+        alpha = grid.to(best.device)[best]
+        coef, intercept = ridge_at(whole.minus(folds.at(f)), alpha, groups, relative=relative, standardise=standardise)
+        found.append((squared_error(folds.at(f), coef, intercept, about.at(f)), coef, intercept, alpha))
     return Validated(*(torch.stack(part) for part in zip(*found, strict=True)))
-
-
-def _taken(path: Tensor, best: Tensor, behind: int) -> Tensor:
-    """The solutions with the numbers `best` (...) out of a path (A, ..., and `behind` more axes)."""
-    index = best.view(1, *best.shape, *[1] * behind).expand(1, *path.shape[1:])
-    return path.gather(0, index)[0]

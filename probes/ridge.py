@@ -115,22 +115,61 @@ def ridge_path(
     not positive.
     """
     alphas = check_alphas(alphas).to(sums.xx)
-    c = sums.centred()
-    diagonal = c.xx.diagonal(dim1=-2, dim2=-1)
-    varies = sums.varying(c)
-    n = sums.n[..., None]
-    one = torch.ones_like(diagonal)
-    scale = torch.where(varies, (diagonal.clamp(min=0) / n).sqrt() if standardise else one, 1)
-    use = varies.to(scale) / scale
-    values, vectors = torch.linalg.eigh(c.xx * use[..., :, None] * use[..., None, :])
+    gram, xy, use = _penalised(sums, standardise)
+    values, vectors = torch.linalg.eigh(gram)
     values = values.clamp(min=0)
     penalty = alphas.view(-1, *[1] * values.ndim)
     if relative:
-        penalty = penalty * values.mean(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-    turned = vectors.mT @ (c.xy * use[..., :, None])
-    coef = _times(vectors, turned / (values + penalty)[..., None]) * use[..., :, None]
-    intercept = sums.y / n - _times((sums.x / n)[..., None, :], coef)[..., 0, :]
-    return Fit(coef, intercept, (values / (values + penalty)).sum(-1))
+        penalty = penalty * _mean_variance(gram)[..., None]
+    coef = _times(vectors, (vectors.mT @ xy) / (values + penalty)[..., None]) * use[..., :, None]
+    return Fit(coef, _intercept(sums, coef), (values / (values + penalty)).sum(-1))
+
+
+def ridge_at(
+    sums: Moments, alphas: Tensor, groups: Sequence[slice], *, relative: bool = False, standardise: bool = False
+) -> tuple[Tensor, Tensor]:
+    """coef (..., D, M) and intercept (..., M) as of `ridge_path`, each group of outputs with its own penalty: alphas (..., G),
+    positive. One Cholesky factor a group, where a path costs an eigendecomposition."""
+    gram, xy, use = _penalised(sums, standardise)
+    if relative:
+        alphas = alphas * _mean_variance(gram)[..., None]
+    parts = [_solved(gram, xy[..., group], alphas[..., g]) for g, group in enumerate(groups)]
+    coef = torch.cat(parts, -1) * use[..., :, None]
+    return coef, _intercept(sums, coef)
+
+
+def _solved(gram: Tensor, xy: Tensor, penalty: Tensor) -> Tensor:
+    """(gram + penalty) x = xy: gram (..., D, D), xy (..., D, M), penalty (...)."""
+    one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(gram + penalty[..., None, None] * one)
+    if not failed.any():
+        return torch.cholesky_solve(xy, factor)
+    values, vectors = torch.linalg.eigh(
+        gram
+    )  # the penalty is lost in the rounding of features that depend on each other
+    return vectors @ ((vectors.mT @ xy) / (values.clamp(min=0) + penalty[..., None])[..., None])
+
+
+def _penalised(sums: Moments, standardise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """xx (..., D, D) and xy about the means, in the units in which features are penalised; use (..., D): one over these
+    units, 0 for a feature that does not vary."""
+    c = sums.centred()
+    diagonal = c.xx.diagonal(dim1=-2, dim2=-1)
+    varies = sums.varying(c)
+    one = torch.ones_like(diagonal)
+    spread = (diagonal.clamp(min=0) / sums.n[..., None]).sqrt() if standardise else one
+    use = varies.to(spread) / torch.where(varies, spread, 1)
+    return c.xx * use[..., :, None] * use[..., None, :], c.xy * use[..., :, None], use
+
+
+def _mean_variance(gram: Tensor) -> Tensor:
+    """(...) mean of the diagonal."""
+    return gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+
+
+def _intercept(sums: Moments, coef: Tensor) -> Tensor:
+    n = sums.n[..., None]
+    return sums.y / n - _times((sums.x / n)[..., None, :], coef)[..., 0, :]
 
 
 def squared_error(sums: Moments, coef: Tensor, intercept: Tensor, about: Moments | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from chiasm.probes.cross_validation import ALPHAS, cross_validate
 from chiasm.probes.description_length import saved_bits
 from chiasm.probes.embeddings import StreamingRidge
-from chiasm.probes.ridge import Moments, moments, ridge_path, squared_error
+from chiasm.probes.ridge import Moments, moments, ridge_at, ridge_path, squared_error
 from chiasm.scenes.errors import UserError
 from sklearn.linear_model import Ridge
 
@@ -217,3 +217,24 @@ def test_the_online_code_is_the_sum_of_its_blocks():
             saved += plain - 0.5 * np.log2(variance) * (end - start) - errors[best] / (2 * np.log(2) * variance)
         last = (errors, end - start)
     assert float(saved_bits(blocks_of(x, y), [slice(0, 1)])) == pytest.approx(saved / 320, rel=1e-6)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_solutions_with_a_penalty_for_each_group_are_those_of_the_path(standardise):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, 40, 6, generator=g).double() * 5, torch.randn(40, 5, generator=g).double()
+    x[1, :, 2] = 7.0  # does not vary
+    x[2, :, 5] = x[2, :, 4]  # the smallest penalty is lost in its rounding
+    sums, grid, groups = moments(x, y), [1e-18, 1e-2, 10.0], [slice(0, 2), slice(2, 5)]
+    path = ridge_path(sums, grid, relative=True, standardise=standardise)
+    chosen = torch.tensor([[0, 2], [1, 0], [0, 1]])
+    coef, intercept = ridge_at(
+        sums, torch.tensor(grid).double()[chosen], groups, relative=True, standardise=standardise
+    )
+    for layer in range(3):
+        for index, group in zip(chosen[layer].tolist(), groups, strict=True):
+            pred, expected = (
+                x[layer] @ a[layer][:, group] + b[layer][group]
+                for a, b in ((coef, intercept), (path.coef[index], path.intercept[index]))
+            )
+            torch.testing.assert_close(pred, expected, rtol=1e-8, atol=1e-8)
