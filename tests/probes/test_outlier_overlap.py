@@ -185,7 +185,7 @@ def test_the_few_rows_of_the_default_give_what_the_chosen_of_all_rows_do():
     few = read(vlm, inputs)
     assert few.sites[0].endswith("attn_few")
     all_rows = OutlierOverlap()
-    all_rows._few = False  # the site of all rows, of which it then chooses
+    all_rows.few = False  # the site of all rows, of which it then chooses
     all_rows.attach(vlm.anatomy)
     all_rows.update(vlm.trace(inputs, all_rows.sites), inputs)
     assert all_rows.sites[0].endswith("attn_rows")
