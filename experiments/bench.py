@@ -246,7 +246,10 @@ PARTS = {
     "mass": mass_rows,
     "measure": measure_rows,
     "growth": growth_rows,
-    **{name: part(name) for name in ("lenses", "outliers", "embeddings", "concepts", "contrast", "compute", "retrieval")},
+    **{
+        name: part(name)
+        for name in ("lenses", "outliers", "embeddings", "concepts", "contrast", "compute", "retrieval")
+    },
 }
 
 

@@ -23,7 +23,10 @@ from .memory import head_size, key_value_heads, trace_memory, vision_width, weig
 
 SITES = (
     "embed",
-    *(f"blocks.*.{what}" for what in ("resid_post", "attn_mass", "attn_shuffled", "attn_images", "attn_few", "squares.*")),
+    *(
+        f"blocks.*.{what}"
+        for what in ("resid_post", "attn_mass", "attn_shuffled", "attn_images", "attn_few", "squares.*")
+    ),
     "final",
 )
 """What the lenses of the report read of the decoder together."""

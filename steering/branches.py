@@ -88,7 +88,7 @@ def join(first: Branch, second: Branch) -> Branch:
     cache = new_cache(first.anatomy)
     cache.layers = first.cache.layers
     for i, (a, b) in enumerate(zip(first.cache.layers, second.cache.layers, strict=True)):
-        _join_layer(a, b, crossed=first.anatomy.attention_kinds[i] == "cross")
+        _join_layer(a, b, crossed="cross" in first.anatomy.attention_kinds[i : i + 1])  # a cache may hold more layers
     carry_joined(cache, first.cache, second.cache, (first.mask.shape[1], second.mask.shape[1]))
     cross = {}
     for name, value in first.cross.items():
