@@ -68,8 +68,10 @@ class Kept:
 
     def rows(self, store: Tensor) -> Tensor:
         """(n, width) rows of the samples kept, by ascending key."""
-        table = self._choose(store.view(-1, self.width + 2))
-        return table[torch.isfinite(table[:, 0]), 2:]
+        table = store.view(-1, self.width + 2)
+        keys = self._keys(table)
+        first = keys.argsort(stable=True)[: self.size]
+        return table[:, 2:][first[keys[first].isfinite()].to(table.device)]
 
     def _choose(self, table: Tensor) -> Tensor:
         return table[self._keys(table).argsort(stable=True)[: self.size]].contiguous()
