@@ -15,6 +15,7 @@ from ..models.passes import telling
 from ..models.spans import Spans
 from ..scenes.errors import UserError
 from .branch_memory import carry_joined, carry_repeated
+from .few_rows import few_rows
 
 CROSS = ("cross_attention_mask", "full_text_row_masked_out_mask")
 """What Mllama's decoder is told, token by token, of the pictures that its cross-attention layers may read."""
@@ -40,12 +41,12 @@ class Branch:
         """Reads the tokens (B,), one a row; `logits` are then those of the token behind them."""
         embeds = self.anatomy.model.get_input_embeddings()(tokens[:, None])
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
-        with telling(self.spans, self.changed):
+        with telling(self.spans, self.changed), few_rows(self.anatomy.hidden_size, len(tokens), embeds):
             states = read(
                 self.anatomy, inputs_embeds=embeds, attention_mask=self.mask, position_ids=self.positions,
                 past_key_values=self.cache, **self.cross,
             )  # fmt: skip
-        self.logits = self.anatomy.unembed(states)
+            self.logits = self.anatomy.unembed(states)
         self.positions = self.positions + 1
 
     def repeated(self, n: int) -> Branch:
