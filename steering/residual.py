@@ -206,10 +206,13 @@ def _at_blocks(intervention, vlm, direction, change: Callable[[Tensor], Tensor])
         )
 
     def after(output: Tensor, where: Where) -> Tensor:
-        mask = where.mask(positions, output.device)
-        if not mask.any():
+        whole = where.whole(positions)
+        if whole is None:
+            mask = where.mask(positions, output.device)
+            whole = False if not mask.any() else True if mask.all() else None
+        if whole is False:
             return output
         new = change(output.float()).to(output.dtype)
-        return new if mask.all() else torch.where(mask[..., None], new, output)
+        return new if whole else torch.where(mask[..., None], new, output)
 
     return [Edit(vlm.anatomy.blocks[i], after=after) for i in layers_of(intervention.layer, direction, vlm)]

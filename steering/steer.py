@@ -171,7 +171,6 @@ _REGISTER = {
 def _watched(vlm) -> Iterator[None]:
     """While open, the decoder's passes are told apart: prompts from decoding steps, and what each position is."""
     anatomy = vlm.anatomy
-    markers = marker_ids(vlm.writer.tokenizer if vlm.writer else None, anatomy)
 
     def begin(module, args, kwargs):
         if not _active.get():
@@ -183,7 +182,7 @@ def _watched(vlm) -> Iterator[None]:
         memory = _remembered(cache, start)
         start += memory.get("dropped", 0)  # positions that an intervention took out before the first block
         if "spans" not in memory:
-            memory["spans"], memory["changed"] = _described(anatomy, markers, len(states), start)
+            memory["spans"], memory["changed"] = _described(vlm, len(states), start)
         now = told()
         changed = now.changed if now is not None else memory["changed"]
         _pass.set(Where(memory["spans"], start, states.shape[1], len(states), changed, memory))
@@ -226,7 +225,7 @@ def remember(cache, memory: dict) -> None:
     _memories[cache] = memory
 
 
-def _described(anatomy, markers: dict, batch: int, start: int):
+def _described(vlm, batch: int, start: int):
     """(spans or None, changed or None) of a prompt: as the thread was told, else from the ids the model was called with."""
     if (now := told()) is not None:
         return repeated(now.spans, batch), now.changed
@@ -238,4 +237,6 @@ def _described(anatomy, markers: dict, batch: int, start: int):
     if start:  # nobody was there when the prompt was read, so it is text
         ids = ids.new_full((batch, start), -1)
     mask = torch.ones_like(ids) if mask is None or mask.dim() != 2 else mask[:, : ids.shape[1]]
+    anatomy = vlm.anatomy
+    markers = marker_ids(vlm.writer.tokenizer if vlm.writer else None, anatomy)
     return find_spans(ids, mask, anatomy.image_token_id, **markers, in_sequence=anatomy.image_in_sequence), None

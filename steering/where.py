@@ -56,6 +56,16 @@ class Where:
         """Whether this pass begins the sequence."""
         return self.start == 0
 
+    def whole(self, positions: Positions) -> bool | None:
+        """Whether this pass is meant as a whole, or not at all; None where only `mask` can tell. Without a tensor, since
+        decoding asks at every token."""
+        known = 0 if self.spans is None else self.spans.labels.shape[1]
+        if self.spans is None or self.start < known or self.changed is not None or self.places is not None:
+            return None
+        if isinstance(positions, int):
+            return None if positions > 0 else True  # a later one may lie beyond the prompt
+        return positions in ("all", "text", "generated")
+
     def mask(self, positions: Positions, device=None) -> Tensor:
         """(B, length) bool on `device`: the positions of this pass on which to act, of those left where some were taken
         out. Padding is never among them."""
