@@ -38,10 +38,11 @@ def pair_spread(vectors: Tensor) -> Tensor:
 def permutation_p(vectors: Tensor, permutations: int, seed: int) -> Tensor:
     """Probability, by layer, of so large a mean similarity of matched pairs if texts were dealt to pictures by chance.
 
-    One-sided, (1 + hits) / (1 + permutations); the same permutations at every layer. NaN for less than two samples.
+    One-sided, (1 + hits) / (1 + permutations); the same permutations at every layer. NaN for less than two samples and
+    for no permutations.
     """
     n, layers = len(vectors), vectors.shape[2]
-    if n < 2:
+    if n < 2 or permutations < 1:
         return vectors.new_full((layers,), torch.nan)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.stack([torch.randperm(n, generator=generator) for _ in range(permutations)]).to(torch.int32)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from chiasm.probes.implicit_alignment import ImplicitAlignment, consecutive_similarity, cross_similarity
+from chiasm.probes.pairs import permutation_p
 from chiasm.probes.state import restore_states, take_states
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import Sample
@@ -430,3 +431,7 @@ def test_the_state_does_not_grow_and_what_is_kept_does_not_depend_on_the_order()
 def test_wrong_options_are_told(options, told):
     with pytest.raises(ValueError, match=told):
         ImplicitAlignment(**options)
+
+
+def test_without_permutations_there_is_no_p():
+    assert permutation_p(torch.randn(4, 2, 3, 8), 0, 0).isnan().all()
