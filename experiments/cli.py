@@ -81,7 +81,7 @@ def report(
     revision: o.Revision = None,
     interactive: Annotated[bool, typer.Option(help="Figures one can zoom and point at; adds 2 MB to the page.")] = True,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer samples and seeds: a first look in a third of the time.")
+        bool, typer.Option("--quick", help="Fewer samples and seeds: a first look in half the time.")
     ] = False,
 ) -> None:
     """Look at a model through every probe and write one HTML page with figures. Prints the page's path."""

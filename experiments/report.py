@@ -31,7 +31,7 @@ PAGE = "report.html"
 SCENES, EXAMPLES = 200, 6
 """Scenes measured, and examples shown, where nothing else is asked."""
 
-QUICK = 64
+QUICK = 24
 """The limit of a quick report."""
 
 
