@@ -182,7 +182,7 @@ def method_of(name: str) -> Method:
         return contrast
     if masked := re.fullmatch(r"sampling-b([\d.]+)", name):
         return MaskedSampling(float(masked[1]))
-    return open_method(name)
+    return open_method(name, ("sampling-bB", *DECODINGS))
 
 
 def with_controls(methods: Sequence[Method], vlm, benchmark) -> list[Method]:

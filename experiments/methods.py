@@ -127,8 +127,8 @@ METHODS = ("greedy", "sampling", "sampling-tT", "first-token")
 """The methods made here, T a temperature; `decoding.method_of` knows more."""
 
 
-def open_method(name: str) -> Method:
-    """The built-in method of a name. Raises UserError."""
+def open_method(name: str, others: Sequence[str] = ()) -> Method:
+    """The built-in method of a name. Raises UserError, which also tells of the names in `others`."""
     plain = {made.name: made for made in (Greedy(), Sampling(), FirstToken())}
     if name in plain:
         return plain[name]
@@ -139,4 +139,4 @@ def open_method(name: str) -> Method:
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-    raise UserError(f"method {name!r} is not known: use {', '.join(METHODS)} (e.g. sampling-t0.5)")
+    raise UserError(f"method {name!r} is not known: use {', '.join((*METHODS, *others))} (e.g. sampling-t0.5)")

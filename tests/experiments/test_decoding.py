@@ -65,7 +65,7 @@ def test_settings_in_a_name_are_those_of_the_contrast():
         ("damro-a1.2.3", "alpha and beta are numbers"),
         ("vcd-k3", "k is for damro and random-tokens"),
         ("damro-b2", r"beta=2.0 must be in \(0, 1\]"),
-        ("nonsense", "method 'nonsense' is not known"),
+        ("nonsense", "method 'nonsense' is not known: use greedy, .*, damro, vcd, "),
     ],
 )
 def test_a_bad_name_is_one_line(name, words):
