@@ -74,12 +74,7 @@ def evaluate(
     strict: o.Strict = False,
     adapter: o.Adapter = None,
     revision: o.Revision = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with this run folder, or with the 'latest' that is incomplete, as it was begun.", metavar="RUN"
-        ),
-    ] = None,
+    resume: o.Resume = None,
 ) -> None:
     """Ask a benchmark's questions by several methods and compare what they get wrong. Answers are kept as they come."""
     from .benchmarks import open_benchmark

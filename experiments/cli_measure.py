@@ -26,12 +26,7 @@ def measure(
     strict: o.Strict = False,
     adapter: o.Adapter = None,
     revision: o.Revision = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with this run folder, or with the 'latest' that is incomplete, as it was begun.", metavar="RUN"
-        ),
-    ] = None,
+    resume: o.Resume = None,
 ) -> None:
     """Run probes over a data set in one pass and write their tables."""
     from ..probes.measure import measure

@@ -221,6 +221,7 @@ def _begin(run: Run, vlm, benchmark: Benchmark, data: Data, passes: Sequence[Pas
         "model": facts["model"]["weights"],
         "data": facts["data"]["fingerprint"],
         "methods": [one.name for one in passes],
+        "interventions": [repr(change) for one in passes for change in getattr(one.method, "interventions", ())],
         **how,
     }
     before = run.manifest.get("evaluation")

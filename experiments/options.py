@@ -74,6 +74,14 @@ Read = Annotated[
     ),
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter to put on the model.", metavar="FOLDER")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        help="Go on with this run folder, or with the 'latest' that is incomplete, as it was begun.",
+        metavar="RUN",
+    ),
+]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
 ]

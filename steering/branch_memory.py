@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from ..scenes.errors import UserError
-from .steer import _remembered, remember
+from .steer import remember, remembered
 
 _REFUSED = (
     "an intervention remembers of the prompt what two branches on one cache cannot share: use "
@@ -31,7 +31,7 @@ def carry_joined(cache: Cache, first: Cache, second: Cache, widths: tuple[int, i
 
 
 def _of(cache: Cache) -> dict:
-    return {key: value for key, value in _remembered(cache, start=1).items() if key not in _TOLD}
+    return {key: value for key, value in remembered(cache, start=1).items() if key not in _TOLD}
 
 
 def _mapped(value, rows):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from PIL import Image
@@ -39,7 +40,8 @@ class Direction:
 
     def __repr__(self) -> str:
         of = self.card.get("model", {}).get("name", "an unnamed model")
-        return f"Direction({self.card.get('method', 'unknown')}, layer {self.layer} of {of}, norm {self.vector.norm():.3g})"
+        told = f"{self.card.get('method', 'unknown')}, layer {self.layer} of {of}, norm {self.vector.norm():.3g}"
+        return f"Direction({told}, {crc32(self.vector.contiguous().numpy().tobytes()):08x})"
 
     def __mul__(self, factor: float) -> Direction:
         return Direction(self.vector * factor, self.layer, self.card)

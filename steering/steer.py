@@ -179,7 +179,7 @@ def _watched(vlm) -> Iterator[None]:
         states = kwargs.get("input_ids", args[0] if args else None) if states is None else states
         cache = kwargs.get("past_key_values")
         start = int(cache.get_seq_length()) if cache is not None else 0
-        memory = _remembered(cache, start)
+        memory = remembered(cache, start)
         start += memory.get("dropped", 0)  # positions that an intervention took out before the first block
         if "spans" not in memory:
             memory["spans"], memory["changed"] = _described(vlm, len(states), start)
@@ -211,7 +211,7 @@ _memories: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """What a generation has to remember, by its cache: it goes with it."""
 
 
-def _remembered(cache, start: int) -> dict:
+def remembered(cache, start: int) -> dict:
     """The memory of the generation that this cache is of; a new one for an empty cache and for none."""
     if cache is None:
         return {}

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
+import torch
 from chiasm.experiments.answers import read_answers
 from chiasm.experiments.benchmarks import Benchmark, open_benchmark
+from chiasm.experiments.decoding import Steered
 from chiasm.experiments.evaluation import evaluate, evaluate_answers
 from chiasm.experiments.methods import FirstToken, Greedy, Sampling
 from chiasm.experiments.run import Run, load_run
@@ -14,6 +16,7 @@ from chiasm.models import open_vlm
 from chiasm.probes.hallucination import pope_metrics
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import BadSample
+from chiasm.steering import AddDirection, Direction
 
 
 def message(function, *arguments, **options):
@@ -250,3 +253,14 @@ def test_two_files_of_one_name(pope, tmp_path):
 def test_a_question_that_cannot_be_read_is_told(pope):
     broken = Benchmark("mine", "pope", [BadSample("3", "line 3 is not JSON")], 16, pope.facts)
     assert "question '3' cannot be read: line 3" in message(evaluate_answers, broken, ["a.jsonl"])
+
+
+def test_a_run_is_not_resumed_with_another_direction_of_the_same_name(vlm, pope, tmp_path):
+    def steered(seed):
+        vector = torch.randn(vlm.anatomy.hidden_size, generator=torch.Generator().manual_seed(seed))
+        return Steered("mine", (AddDirection(Direction(vector / vector.norm(), 1), scale=0.1),))
+
+    with Run.create("evaluate", {}, tmp_path) as run:
+        evaluate(vlm, pope, [steered(0)], run=run)
+        assert "begun with another interventions" in message(evaluate, vlm, pope, [steered(1)], run=run)
+        evaluate(vlm, pope, [steered(0)], run=run)

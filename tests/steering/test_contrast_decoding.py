@@ -313,8 +313,6 @@ def test_rows_without_a_picture_are_left_as_they_are(organism):
 
 def test_several_pictures_a_row(organism):
     vlm, samples, _ = organism
-    if vlm.anatomy.max_positions < 200:
-        pytest.skip("no room for two pictures")
     pictures = [samples[0].images[0], Image.new("RGB", samples[0].images[0].size, "red")]
     inputs = vlm.prepare([pictures], ["<image> and <image>: what changed?"])
     prefill = prefilled(vlm, inputs, FEW)

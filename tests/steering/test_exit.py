@@ -10,20 +10,9 @@ from chiasm.steering import AddDirection, VisualExit, steer
 from chiasm.steering.steer import _hooks
 
 from ..models.families import FAMILIES, batch, build
+from .changed import OPTIONS, logits, opened
 
 SEQUENCE = pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mllama"])
-OPTIONS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [120, 121, 122, 123]}
-
-
-def opened(name: str, side: str = "left"):
-    model, tensors, _ = batch(name, side)
-    vlm = open_vlm(model=model)
-    return vlm, vlm.from_tensors(**tensors)
-
-
-def logits(vlm, inputs, *changes):
-    with torch.no_grad(), steer(vlm, *changes):
-        return vlm.forward(inputs).logits
 
 
 def linear(vlm) -> bool:

@@ -11,22 +11,11 @@ from chiasm.steering.dropping import left_at
 from chiasm.steering.prune import METHODS, best_ranked, best_rows, best_tokens
 from chiasm.steering.steer import Edit
 
-from ..models.families import FAMILIES, IMAGE, batch, build
+from ..models.families import FAMILIES, IMAGE, build
+from .changed import OPTIONS, logits, opened
 
 QUERIES = ("instructblip", "blip2", "idefics2")
 PRUNED = pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*QUERIES, "mllama")])
-OPTIONS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [120, 121, 122, 123]}
-
-
-def opened(name: str, side: str = "left"):
-    model, tensors, _ = batch(name, side)
-    vlm = open_vlm(model=model)
-    return vlm, vlm.from_tensors(**tensors)
-
-
-def logits(vlm, inputs, *changes):
-    with torch.no_grad(), steer(vlm, *changes):
-        return vlm.forward(inputs).logits
 
 
 class Spy:

@@ -11,10 +11,10 @@ from chiasm.steering.skip import skip_layers
 from chiasm.steering.steer import Edit
 
 from ..models.families import FAMILIES, batch, build
+from .changed import OPTIONS
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 KINDS = (SkipFFN, SkipAttention, SkipBlock)
-OPTIONS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [120, 121, 122, 123]}
 LAYER = 1
 
 
