@@ -135,7 +135,7 @@ def _descriptions(annotations, associations, safe_words, vocabulary, compat: boo
 
     def counts(response: str, one: Mapping[str, Any]) -> list[float]:
         truth, hallu = ([case(word) for word in one.get(key) or ()] for key in ("truth", "hallu"))
-        true, lure = _stands_for(truth, good), _stands_for(hallu, good)
+        true, lure = stands_for(truth, good), stands_for(hallu, good)
         mentioned, covered, lured, lures, invented = mentioned_in(response), set(), set(), 0, 0
         for noun in mentioned:
             if noun in safe:
@@ -158,7 +158,7 @@ def _descriptions(annotations, associations, safe_words, vocabulary, compat: boo
     return counts
 
 
-def _stands_for(objects: Sequence[str], good: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def stands_for(objects: Sequence[str], good: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Word -> the object it stands for: each for itself, then the words as good, the first that has them."""
     found = {name: name for name in objects}
     for name in objects:

@@ -23,6 +23,7 @@ IRREGULAR = {
 _COMPOUND = re.compile(r"(\w+)(men|women|people|children)$")  # policemen, sportspeople, grandchildren
 _SIBILANT = re.compile(r"(?:s|x|z|ch|sh)es$")
 _HELD = re.compile(r"(?:ss|us|tennis|this|chassis|news|scissors|shears|pants|jeans|shorts|trousers|series|species)$")
+_WORD = re.compile(r"[^\W\d_]+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -81,20 +82,24 @@ class Matcher:
         self._longest = max(map(len, self._meant), default=1)
 
     def __call__(self, text: str) -> list[str]:
+        return [name for name, _, _ in self.places(text)]
+
+    def places(self, text: str) -> list[tuple[str, int, int]]:
+        """(canonical name, start, end) of every object mentioned, in order; its words are text[start:end]."""
         if not isinstance(text, str):
             raise UserError(f"a caption is text, got {text!r}: give an empty text where the model said nothing")
-        forms = self._forms(text)
+        forms, at = self._forms(text), [match.span() for match in _WORD.finditer(text.lower())]
         toilet, n, i = "toilet" in forms[-1], len(forms[-1]), 0
-        found: list[tuple[tuple[str, ...], str | None]] = []
+        found: list[tuple[tuple[str, ...], str | None, int]] = []
         while i < n:
             # the longest phrase first, each as written before it is reduced
             phrases = (form[i : i + size] for size in range(min(self._longest, n - i), 0, -1) for form in forms)
             phrase = next((phrase for phrase in phrases if phrase in self._meant), forms[-1][i : i + 1])
-            found.append((phrase, self._meant.get(phrase)))
+            found.append((phrase, self._meant.get(phrase), i))
             i += len(phrase)
         return [
-            name
-            for (phrase, name), (_, after) in zip(found, [*found[1:], ((), None)], strict=False)
+            (name, at[i][0], at[i + len(phrase) - 1][1])
+            for (phrase, name, i), (_, after, _) in zip(found, [*found[1:], ((), None, n)], strict=False)
             if name is not None
             and not (phrase in (("baby",), ("adult",)) and after in ANIMALS)
             and not (phrase == ("passenger",) and after in VEHICLES)
@@ -139,7 +144,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W\d_]+", text.lower()))
+    return tuple(_WORD.findall(text.lower()))
 
 
 def _singulars(words: tuple[str, ...]) -> tuple[str, ...]:

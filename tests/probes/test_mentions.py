@@ -41,6 +41,20 @@ CAPTIONS = {
 }  # fmt: skip
 
 
+def test_places_are_where_the_words_stand():
+    text = "Two Men beside a stop sign; hot-dogs."
+    places = Matcher().places(text)
+    assert [(name, text[start:end]) for name, start, end in places] == [
+        ("person", "Men"), ("stop sign", "stop sign"), ("hot dog", "hot-dogs"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_there_is_a_place_for_every_mention(caption):
+    matcher = Matcher()
+    assert [name for name, start, end in matcher.places(caption) if caption[start:end]] == matcher(caption)
+
+
 @pytest.mark.parametrize("mode", ["nouns", "singular"])
 @pytest.mark.parametrize(("caption", "found"), CAPTIONS.items(), ids=list(CAPTIONS))
 def test_hand_made_captions(caption, found, mode):
