@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def sample_of(manifest: Mapping[str, Any], sample_id: str) -> Sample:
 
 
 def _find(samples, sample_id: str) -> Sample | BadSample | None:
-    """The item of an id; of a reader only that one is read."""
+    """The item of an id; of a reader with its picture only that one is read."""
     if isinstance(samples, Joined):
         several = len(samples.readers) > 1
         for split, reader in samples.readers.items():
@@ -121,7 +122,12 @@ def _find(samples, sample_id: str) -> Sample | BadSample | None:
                 return found
         return None
     if isinstance(samples, Reader):
-        return next((item.read() for item in samples.items() if item.id == sample_id), None)
+        for item in samples.items():  # what an item is called before it is read is mostly, but not always, its id
+            if item.id == sample_id and (sample := item.read()).id == sample_id:
+                return sample
+        unseen = replace(samples, look=False)
+        at = (place for place, sample in enumerate(unseen) if sample.id == sample_id)
+        return next((next(samples.iterate(place)) for place in at), None)
     return next((sample for sample in samples if sample.id == sample_id), None)
 
 
