@@ -14,6 +14,7 @@ import typer
 
 from ..scenes.errors import UserError
 from . import options as o
+from .cli_dashboard import dashboard
 from .cli_evaluate import evaluate
 from .cli_generate import generate
 from .cli_look import info, runs
@@ -153,7 +154,7 @@ def run(
     say(str(path))
 
 
-for command in (measure, generate, evaluate, info, runs, pairs):
+for command in (measure, generate, evaluate, info, runs, pairs, dashboard):
     app.command()(command)
 app.add_typer(organism, name="organism")
 

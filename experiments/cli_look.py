@@ -50,7 +50,7 @@ def runs(out: o.Out = o.RUNS) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .run import list_runs
+    from .manifest import list_runs
 
     listed = list_runs(out)
     if not listed:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,13 @@ from ..probes.subject import model_facts
 from ..scenes.errors import UserError
 from . import artifacts
 from .machine import library_versions, peak_memory_mb
+from .manifest import FORMAT, PARTIAL, Listed, list_runs, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-FORMAT = 1
-"""Version of the folder's layout; a run of another version is refused with one line."""
-
-PARTIAL = ".partial"
-"""Ends the name of a run that is not complete."""
+__all__ = ["FORMAT", "PARTIAL", "Listed", "Run", "list_runs", "load_run"]
 
 
 class Run:
@@ -206,61 +202,8 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """A run that was made before, complete or not.
-
-    Raises UserError, one line, when there is none, when its manifest is damaged, or when it is of another version.
-    """
-    path = Path(path)
-    if not path.is_dir() and path.with_name(path.name + PARTIAL).is_dir():
-        path = path.with_name(path.name + PARTIAL)
-    if not (path / "manifest.json").is_file():
-        raise UserError(
-            f"{str(path)!r} is not a run folder (it has no manifest.json): `chiasm runs` lists the runs there are"
-        )
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or "format" not in manifest:
-            raise ValueError("no format version in it")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"manifest of run {str(path)!r} is damaged ({' '.join(str(error).split())}): measure again"
-        ) from error
-    if manifest["format"] != FORMAT:
-        age = "a newer" if str(manifest["format"]) > str(FORMAT) else "an older"
-        raise UserError(
-            f"run {str(path)!r} has format {manifest['format']}, of {age} version of chiasm; this one reads format {FORMAT}: "
-            "measure again, or use that version"
-        )
-    return Run(path, manifest)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of the list of runs. state: complete, incomplete, other version, broken; detail: why it is not complete."""
-
-    path: Path
-    experiment: str
-    state: str
-    detail: str = ""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-
-
-def list_runs(root: str | Path = "runs") -> list[Listed]:
-    """Every run folder under `root`, oldest first in each experiment. Never raises for what is in a run's folder."""
-    root = Path(root)
-    listed = []
-    for path in sorted(root.glob("*/*/")) if root.is_dir() else []:
-        if path.name.startswith(".") or not (path.name.endswith(PARTIAL) or (path / "manifest.json").exists()):
-            continue
-        try:
-            manifest = load_run(path).manifest
-            state = "complete" if manifest.get("state") == "complete" else "incomplete"
-            detail = "" if state == "complete" else str(manifest.get("error") or "running, or was killed")
-            listed.append(Listed(path, path.parent.name, state, detail, manifest))
-        except UserError as error:
-            state = "other version" if " has format " in str(error) else "broken"
-            listed.append(Listed(path, path.parent.name, state, str(error)))
-    return listed
+    """A run that was made before, complete or not. Raises UserError, as `read_manifest` does."""
+    return Run(*read_manifest(path))
 
 
 def _check_name(name: str) -> None:

@@ -1,0 +1,57 @@
+"""The frame around the pages: which there are, what they are called, and how one leads to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import streamlit as st
+
+from .session import shown_error
+
+STYLE = """<style>
+.stMainBlockContainer { padding-top: 4.2rem; padding-bottom: 3rem; }
+.stMainBlockContainer h1 { font-size: 1.9rem; padding: 0.2rem 0 0.4rem; }
+</style>"""
+"""More of the window for what is shown than Streamlit leaves."""
+
+PAGES = {
+    "look": ("Look", ":material/visibility:"),
+    "steer": ("Steer", ":material/tune:"),
+    "lenses": ("Lenses", ":material/query_stats:"),
+    "hallucination": ("Hallucination", ":material/fact_check:"),
+    "tuning": ("Tuning", ":material/model_training:"),
+    "runs": ("Runs", ":material/folder_open:"),
+}
+"""Module of each page (and its address) -> its title and icon."""
+
+
+def draw() -> None:
+    """The whole of the window: the list of pages, and the one that is open."""
+    st.set_page_config(page_title="chiasm", page_icon=":material/hub:", layout="wide")
+    st.html(STYLE)
+    st.navigation([page(name) for name in PAGES], position="top").run()
+
+
+def page(name: str):
+    """The page as Streamlit knows it. Its module is imported when it is opened, not before."""
+    title, icon = PAGES[name]
+    return st.Page(_opened(name), title=title, icon=icon, url_path=name, default=name == next(iter(PAGES)))
+
+
+def page_alone(name: str) -> None:
+    """A page without the frame, as tests draw it."""
+    _opened(name)()
+
+
+def go(name: str) -> None:
+    """Leaves this page for another."""
+    st.switch_page(page(name))
+
+
+def _opened(name: str) -> Callable[[], None]:
+    def opened() -> None:
+        with shown_error():  # of a page that fails the others know nothing
+            import_module(f".pages.{name}", __package__).page()
+
+    return opened

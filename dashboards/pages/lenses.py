@@ -1,0 +1,11 @@
+"""The page Lenses."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+
+def page() -> None:
+    """Lays the page out."""
+    st.title("Lenses")
+    st.info("This page is being built.")

@@ -1,0 +1,11 @@
+"""The page Tuning."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+
+def page() -> None:
+    """Lays the page out."""
+    st.title("Tuning")
+    st.info("This page is being built.")
