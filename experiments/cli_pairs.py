@@ -122,6 +122,8 @@ def pairs(
     )
     scenes = data == "scenes" or data.startswith("scenes:")
     n = 200 if scenes and n is None else n
+    if scenes:  # what is tuned on is not what `evaluate` asks about; --read split=test makes held-out pairs
+        read = ["split=train", *(read or ())]
     opened = o.open_samples("scenes:description" if data == "scenes" else data, limit=n, seed=seed, read=read)
     opening = {"device": device, "dtype": dtype}
     vlm = o.open_model(model, adapter=adapter, revision=revision, **opening)

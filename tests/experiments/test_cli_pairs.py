@@ -28,6 +28,7 @@ def test_scenes_become_pairs_and_are_not_made_twice(tmp_path):
     n = len(load_pairs(out))
     assert n >= 15 and f"{n} pairs of 24 items" in said and "sees the texts alone" in said and str(out) in said
     assert run("--n", 24, "--backend", "scene-truth", "--out", out, "--device", "cpu") == said
+    assert all(int(name.rsplit("-", 1)[1]) % 10 < 8 for name in load_pairs(out)["id"])  # scenes of the training split
     with pytest.raises(UserError, match="was begun with another"):
         run("--n", 24, "--out", out, "--seed", 1, "--device", "cpu")
 
