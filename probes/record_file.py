@@ -46,3 +46,18 @@ class RecordFile:
         with full_disk_is_told(self.path), self.path.open("ab", buffering=0) as file:
             file.write(content)
             os.fsync(file.fileno())
+
+
+def read_records(path: str | Path) -> tuple[list[dict[str, Any]], int]:
+    """(records, how many lines are damaged) of a file that another process may be writing: a last line without its end is left, and
+    nothing is changed. Raises OSError."""
+    records, damaged = [], 0
+    for line in Path(path).read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or "id" not in record:
+                raise ValueError("a record is an object with an id")
+            records.append(record)
+        except ValueError:
+            damaged += 1
+    return records, damaged

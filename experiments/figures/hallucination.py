@@ -39,8 +39,10 @@ def named(method: str) -> tuple[str, str] | None:
     return None
 
 
-def pope(table: pd.DataFrame) -> Figure:
-    """Differences from greedy in accuracy and in the share of yes, mean over the three splits."""
+def pope(table: pd.DataFrame) -> Figure | None:
+    """Differences from greedy in accuracy and in the share of yes, mean over the three splits; None where nothing is compared."""
+    if not _compared(pick(table, split="mean", metric="accuracy")):
+        return None
     panels = _differences(
         pick(table, split="mean"), {"accuracy": "Accuracy", "yes_ratio": "Share of yes"}, "points, against greedy", 100
     )
@@ -59,15 +61,21 @@ def pope(table: pd.DataFrame) -> Figure:
     )
 
 
-def chair(table: pd.DataFrame) -> Figure:
-    """Share of mentions made up against share of the picture's objects mentioned; contrasts as curves over their strength."""
+def chair(table: pd.DataFrame) -> Figure | None:
+    """Share of mentions made up against share of the picture's objects mentioned; contrasts as curves over their strength. None for a
+    table of other scores."""
+    if not _compared(pick(table, split="all", metric="chair_i")):
+        return None
     rows = {metric: pick(table, split="all", metric=metric).set_index("method") for metric in ("chair_i", "recall")}
     made: list = []
     for key, (label, look) in SWEPT.items():
         names = [n for n in (f"{key}-a0.5", key, f"{key}-a1", f"{key}-a2") if n in rows["recall"].index]
         x, y = ([float(rows[metric].loc[n, "mean"]) * 100 for n in names] for metric in ("recall", "chair_i"))
-        made.append(Line(x, y, f"{label}, strength 0.5, 1, 2", look))
+        if len(names) > 1:
+            made.append(Line(x, y, f"{label}, strength 0.5, 1, 2", look))
     for method, (label, look) in POINTS.items():
+        if method not in rows["recall"].index:
+            continue
         x, y = (
             100 * rows[metric].loc[method, ["mean", "low", "high"]].astype(float) for metric in ("recall", "chair_i")
         )
@@ -89,8 +97,10 @@ def chair(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
-def length(table: pd.DataFrame) -> Figure:
-    """Differences from greedy in CHAIR_i: captions as they are, and cut to equal length."""
+def length(table: pd.DataFrame) -> Figure | None:
+    """Differences from greedy in CHAIR_i: captions as they are, and cut to equal length; None where nothing is compared."""
+    if not _compared(pick(table, split="same length", metric="chair_i")):
+        return None
     panels = []
     for split, title in (("all", "As they are"), ("same length", "At equal length")):
         (panel,) = _differences(pick(table, split=split), {"chair_i": title}, "CHAIR_i, points against greedy", 100)
@@ -108,6 +118,12 @@ def length(table: pd.DataFrame) -> Figure:
             height=1.2 + 0.26 * len(panels[0].y_ticks[0]),
         ),
     )
+
+
+def _compared(rows: pd.DataFrame) -> bool:
+    """Whether methods with a name are there beside greedy."""
+    methods = set(rows["method"])
+    return "greedy" in methods and any(named(method) for method in methods) and rows["difference"].notna().any()
 
 
 def _differences(table: pd.DataFrame, metrics: dict[str, str], x_label: str, scale: float) -> list[Panel]:

@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from ..style import INK, PAPER, SCALE, SIGNED_SCALE, SOFT, VERMILION, plotly_template
+from ..style import INK, PANEL_HEIGHT, PAPER, SCALE, SIGNED_SCALE, SOFT, VERMILION, plotly_template
 from .chart import Areas, Chart, Heat, Line, Overlay, Panel, Points, Strip, spread
 from .picture import faded, line_ends
 
 ROW_HEIGHT = 330
-"""Pixels of one row of panels."""
+"""Pixels of one row of panels that names no height of its own; others have as many pixels an inch."""
 
 STRIP_HEIGHT = 165
 """The same of strips of small pictures."""
@@ -43,7 +43,7 @@ def draw_interactive(chart: Chart) -> go.Figure:
     )  # fmt: skip
     figure.update_layout(
         template=plotly_template(),
-        height=(STRIP_HEIGHT if strips else ROW_HEIGHT) * rows + 60,
+        height=(STRIP_HEIGHT if strips else ROW_HEIGHT * (chart.height or PANEL_HEIGHT) / PANEL_HEIGHT) * rows + 60,
         showlegend=False,
         margin_r=90,
     )
