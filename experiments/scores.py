@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,30 +34,50 @@ def score(benchmark: Benchmark, answers: Mapping[str, Sequence[Records]], rule: 
     all seeds together, each question counted once. Splits have a row "mean" over them, as POPE reports it, whose intervals
     know that the splits share pictures; descriptions by several methods have a split "same length". p_holm corrects over methods and splits within a metric.
     """
+    plain = PLAIN if PLAIN in answers else next(iter(answers))
+    tables = []
+    for split, (tallies, images, parts) in by_split(benchmark, answers, rule).items():
+        tables.append(_compared(tallies, images, plain, split))
+        tables += [pd.DataFrame(rows)] if (rows := _of_probabilities(parts, images, split)) else []
+    table = named_splits(pd.concat(tables, ignore_index=True))
+    table["p_holm"] = table.groupby("metric")["p"].transform(holm)
+    return table
+
+
+class Split(NamedTuple):
+    """One split's questions. tallies: of each method, one a seed; images: of each item; parts: the records behind them (none for the
+    mean over splits)."""
+
+    tallies: dict[str, list[Tally]]
+    images: list
+    parts: dict[str, list[Records]]
+
+
+def by_split(benchmark: Benchmark, answers: Mapping[str, Sequence[Records]], rule: str = "default") -> dict[str, Split]:
+    """What answers come to in every split of `score`, before any interval. Raises UserError for a rule that is not the benchmark's."""
     first = next(iter(answers.values()))[0]
     if rule != "default" and benchmark.kind not in ("pope", "hallusion"):
         raise UserError(f"rule {rule!r} is of pope and hallusion, {benchmark.name} is scored by its own: leave it out")
-    plain = PLAIN if PLAIN in answers else next(iter(answers))
     asked = {split: _of_split(answers, split) for split in dict.fromkeys(record["split"] for record in first)}
     if benchmark.kind == "chair" and len(answers) > 1:
         asked[SAME_LENGTH] = _cut(answers)
-    tables, tallies, images = [], {}, {}
+    found = {}
     for split, parts in asked.items():
-        images[split] = _units(benchmark, next(iter(parts.values()))[0])
-        tallies[split] = {name: [_tally(benchmark, one, rule) for one in passes] for name, passes in parts.items()}
-        tables.append(_compared(tallies[split], images[split], plain, split))
-        tables += [pd.DataFrame(rows)] if (rows := _of_probabilities(parts, images[split], split)) else []
+        tallies = {name: [_tally(benchmark, one, rule) for one in passes] for name, passes in parts.items()}
+        found[split] = Split(tallies, list(_units(benchmark, next(iter(parts.values()))[0])), parts)
     if len(asked) > 1 and SAME_LENGTH not in asked:
         joined = {
-            name: [_mean_over([tallies[split][name][k] for split in asked]) for k in range(len(passes))]
+            name: [_mean_over([found[split].tallies[name][k] for split in asked]) for k in range(len(passes))]
             for name, passes in answers.items()
         }
-        tables.append(_compared(joined, [image for split in asked for image in images[split]], plain, MEAN))
-    table = pd.concat(tables, ignore_index=True)
-    kind = table["metric"].str.rpartition("/")  # of AMBER's questions
-    table["split"], table["metric"] = table["split"].where(kind[0] == "", kind[0]), kind[2]
-    table["p_holm"] = table.groupby("metric")["p"].transform(holm)
-    return table
+        found[MEAN] = Split(joined, [image for split in asked for image in found[split].images], {})
+    return found
+
+
+def named_splits(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the kinds of AMBER's questions, which its metrics have in front, as splits of their own."""
+    kind = table["metric"].str.rpartition("/")
+    return table.assign(split=table["split"].where(kind[0] == "", kind[0]), metric=kind[2])
 
 
 def _of_split(answers: Mapping[str, Sequence[Records]], split: str) -> dict[str, list[Records]]:
