@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ..experiments.benchmarks import Joined, open_benchmark
 from ..experiments.options import open_samples, read_options
 from ..scenes.benchmarks import ASKED, pope_questions, scene_samples
 from ..scenes.errors import UserError
@@ -91,6 +90,8 @@ def sample_of(manifest: Mapping[str, Any], sample_id: str) -> Sample:
 
     Raises UserError when the run names none, when its data are not here any more, and when they have no such sample.
     """
+    from ..experiments.benchmarks import open_benchmark  # takes seconds to import
+
     config = manifest.get("config") or {}
     if config.get("benchmark"):
         samples = open_benchmark(
@@ -113,7 +114,7 @@ def sample_of(manifest: Mapping[str, Any], sample_id: str) -> Sample:
 
 def _find(samples, sample_id: str) -> Sample | BadSample | None:
     """The item of an id; of a reader with its picture only that one is read."""
-    if isinstance(samples, Joined):
+    if hasattr(samples, "readers"):  # `Joined` ones
         several = len(samples.readers) > 1
         for split, reader in samples.readers.items():
             own = sample_id.removeprefix(f"{split}/") if several else sample_id
