@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from ..scenes.errors import UserError
+from .charts import escaped
 from .settings import told
 from .store import Store
 
@@ -59,7 +60,7 @@ def shown_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        st.error(_escaped(str(error)), icon=":material/error:")
+        st.error(escaped(str(error)), icon=":material/error:")
     except MemoryError:
         st.error("No memory left: take a smaller picture or model, or close other windows.", icon=":material/memory:")
     except Exception as error:
@@ -68,9 +69,4 @@ def shown_error() -> Iterator[None]:
             return
         logger.exception("a page failed")
         told = " ".join(str(error).split())[:300]
-        st.error(f"This part failed ({type(error).__name__}: {_escaped(told)}). The terminal has the whole story.", icon=":material/error:")  # fmt: skip
-
-
-def _escaped(text: str) -> str:
-    """Markdown reads signs in it that a message means as they are."""
-    return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#+$~:|" else sign for sign in text)
+        st.error(f"This part failed ({type(error).__name__}: {escaped(told)}). The terminal has the whole story.", icon=":material/error:")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,12 @@ from ..scenes.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+STATES = {
+    "complete": ":material/check_circle:", "incomplete": ":material/hourglass:", "broken": ":material/broken_image:",
+    "other version": ":material/update:",
+}  # fmt: skip
+"""Every state a run can be in, with its icon."""
 
 KEPT_TABLES = 64
 """Tables held in memory, the last used."""
@@ -48,13 +55,27 @@ class Store:
         """Names of the run's tables. Raises UserError."""
         return artifacts.names(self.run(name).path / "tables", ".parquet")
 
+    def figures(self, name: str) -> list[str]:
+        """Names of the run's pictures. Raises UserError."""
+        return artifacts.names(self.run(name).path / "figures", ".png")
+
     def table(self, name: str, table: str) -> pd.DataFrame:
         """One table, not to be changed by who reads it. Raises UserError where it is missing or damaged."""
         folder = self.run(name).path / "tables"
-        if table not in artifacts.names(folder, ".parquet"):
-            raise UserError(f"run {name!r} has no table {table!r}: choose another run")
-        stat = (folder / f"{table}.parquet").stat()
+        stat = self.file(name, "tables", f"{table}.parquet").stat()
         return _table(folder, table, stat.st_mtime_ns, stat.st_size)
+
+    def sources(self, table: str) -> list[Source]:
+        """Every table of that name, newest run first: a run's own, and those of the models it compares (`<who>.<table>`)."""
+        return [source for source in self._catalogue() if source.kind == table]
+
+    def file(self, name: str, *parts: str) -> Path:
+        """A file of the run. Raises UserError when it is missing, or leads out of the run's folder."""
+        folder = self.run(name).path
+        path = folder.joinpath(*parts)
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"run {name!r} has no file {'/'.join(parts)!r}: choose another one")
+        return path
 
     def delete(self, name: str) -> None:
         """Deletes a run's folder with all in it. Raises UserError when it cannot, or when it is a link to elsewhere."""
@@ -66,6 +87,19 @@ class Store:
             shutil.rmtree(path)
         except OSError as error:
             raise UserError(f"run {name!r} cannot be deleted ({error.strerror}): delete its folder by hand") from error
+
+    def _catalogue(self) -> list[Source]:
+        """Every table of every run that can be read; a run is looked into again when its folder of tables has changed."""
+        found = []
+        for run in self.runs():
+            if not run.manifest:
+                continue
+            try:
+                changed = (run.path / "tables").stat().st_mtime_ns
+            except OSError:
+                continue
+            found += [Source(run, table) for table in _table_names(run.path / "tables", changed)]
+        return found
 
     def _signature(self) -> tuple:
         """Changes whenever a run comes, goes, or writes its manifest."""
@@ -81,6 +115,31 @@ class Store:
         return tuple(sorted(found, key=lambda one: one[0]))
 
 
+@dataclass(frozen=True)
+class Source:
+    """A table of a run."""
+
+    run: Listed
+    table: str
+
+    @property
+    def kind(self) -> str:
+        return self.table.rpartition(".")[2]
+
+    @property
+    def run_name(self) -> str:
+        return run_name(self.run)
+
+    @property
+    def key(self) -> str:
+        return f"{self.run_name}:{self.table}"
+
+    @property
+    def who(self) -> str:
+        """What was measured: the model's short name, or what the run calls it."""
+        return (self.table.rpartition(".")[0] or model_name(self.run.manifest)).rpartition("/")[2] or "?"
+
+
 def run_name(run: Listed) -> str:
     """`experiment/folder`: the same before and after the run is complete."""
     return f"{run.experiment}/{run.path.name.removesuffix(PARTIAL)}"
@@ -88,8 +147,9 @@ def run_name(run: Listed) -> str:
 
 def model_name(manifest: Mapping[str, Any]) -> str:
     """What the manifest calls the model, or ""."""
-    model = manifest.get("model") or (manifest.get("config") or {}).get("model") or ""
-    return str(model.get("name", "") if isinstance(model, Mapping) else model)
+    config = manifest.get("config")
+    model = manifest.get("model") or (config.get("model") if isinstance(config, Mapping) else None) or ""
+    return str(model.get("name") or "" if isinstance(model, Mapping) else model)
 
 
 def search(runs: Sequence[Listed], words: str) -> list[Listed]:
@@ -113,3 +173,8 @@ def _folders(path: str | Path) -> list[os.DirEntry]:
 @lru_cache(maxsize=KEPT_TABLES)
 def _table(folder: Path, name: str, changed: int, size: int) -> pd.DataFrame:
     return artifacts.read_table(folder, name)
+
+
+@lru_cache(maxsize=4096)
+def _table_names(folder: Path, changed: int) -> list[str]:
+    return artifacts.names(folder, ".parquet")

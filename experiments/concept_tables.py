@@ -34,9 +34,11 @@ MEASURES = (
 
 
 def concept_rows(pair: TunedConcepts) -> pd.DataFrame:
-    """One row a concept: its shift's statistics and its words before, shifted and after."""
+    """One row a concept: its shift's statistics, and before, shifted and after its words, and the pictures that have most of it
+    (places among the samples, as text)."""
     words = {f"words_{when}": [", ".join(row) for row in rows] for when, rows in pair.words.items()}
-    return pair.shifts.assign(partner=pair.partner.tolist(), **words)
+    pictures = {f"pictures_{when}": [" ".join(map(str, row)) for row in rows] for when, rows in pair.pictures.items()}
+    return pair.shifts.assign(partner=pair.partner.tolist(), **words, **pictures)
 
 
 def summary(recovered: pd.DataFrame) -> pd.DataFrame:

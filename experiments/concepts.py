@@ -107,10 +107,12 @@ def study(
             np.asarray(sample.images[0].convert("RGB").resize((64, 64))) if getattr(sample, "images", ()) else None
             for sample in samples
         ]
+        blank = np.full((64, 64, 3), 255, np.uint8)
+        kept.array("pictures", np.stack([blank if picture is None else picture for picture in pictures]))
         drawn = keep_figures(
             kept,
             [
-                *[figures.cards(pair, pictures, style) for style, pair in pairs.items()],
+                *[figures.cards(pick(tables["concepts"], style=style), pictures, style) for style in STYLES],
                 figures.consistency(tables["concepts"], tables["recovered"], tables["correlations"]),
                 figures.baselines(tables["summary"]),
                 figures.dictionaries(tables["dictionaries"]),

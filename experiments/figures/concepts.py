@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ...probes.word_concepts import TunedConcepts
 from ..style import BLACK, BLUE, GREY, VERMILION, Look
 from .chart import Chart, Figure, Line, Panel, Points, Strip
 from .rows import pick
@@ -24,24 +23,26 @@ KIND_NAMES = {
 METHOD_NAMES = {"snmf": "semi-NMF", "kmeans": "k-means", "pca": "PCA", "simple": "samples"}
 
 
-def cards(pair: TunedConcepts, pictures: Sequence[np.ndarray | None], style: str) -> Figure:
-    """The concepts with most samples before, shifted and after, in words and in the pictures that have most of them."""
+def cards(table: pd.DataFrame, pictures: Sequence[np.ndarray | None], style: str) -> Figure:
+    """The concepts with most samples before, shifted and after, in words and, where the table tells which, in the pictures that
+    have most of them. table: one row a concept (`concept_rows`); pictures: (H, W, 3) uint8 of every sample."""
     titles = {"before": "before tuning", "shifted": "shifted", "after": "after tuning"}
-    largest = pair.shifts.sort_values("n", ascending=False, kind="stable").head(SHOWN_CONCEPTS)
+    largest = table.sort_values("n", ascending=False, kind="stable").head(SHOWN_CONCEPTS)
     panels = []
-    for row in largest.itertuples():
+    for row in largest.to_dict("records"):
         for when, title in titles.items():
-            shown = [pictures[i] for i in pair.pictures[when][row.concept] if pictures[i] is not None][:SHOWN_PICTURES]
-            words = ", ".join(pair.words[when][row.concept][:SHOWN_WORDS]) or "(no words)"
-            name = f"{row.concept + 1}: {title}" + (f", n = {row.n}" if when == "before" else "")
+            most = [pictures[int(i)] for i in row[f"pictures_{when}"].split()]
+            shown = [picture for picture in most if picture is not None][:SHOWN_PICTURES]
+            words = ", ".join(row[f"words_{when}"].split(", ")[:SHOWN_WORDS]) or "(no words)"
+            name = f"{row['concept'] + 1}: {title}" + (f", n = {row['n']}" if when == "before" else "")
             panels.append(Panel(name, "", "", [Strip(shown, textwrap.wrap(words, 38)[:2])]))
-    told = "; ".join(", ".join(pair.words["before"][row.concept][:3]) for row in largest.itertuples())
+    told = "; ".join(", ".join(words.split(", ")[:3]) for words in largest["words_before"])
     return Figure(
         f"cards-{style}", f"Concepts and their shift: {style}",
         "A row is one concept: its words and the pictures that have most of it in the base model, moved by its shift, and in the tuned "
         "model's concept that holds most of the same pictures. Where the shift is right the last two columns agree.",
         f"Pictures and words of {len(largest)} concepts before, shifted and after tuning on {style} captions: {told}.",
-        Chart(panels, f"n = {int(pair.shifts['n'].sum())} pictures; the {len(largest)} concepts with most of them of {len(pair.shifts)}", columns=3, height=1.32),
+        Chart(panels, f"n = {int(table['n'].sum())} pictures; the {len(largest)} concepts with most of them of {len(table)}", columns=3, height=1.32),
     )  # fmt: skip
 
 

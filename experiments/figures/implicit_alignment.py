@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ..style import BLACK, BOTH, GREEN, GREY, LOOKS, NULL, PICTURE, PURPLE, TEXT, Look
-from .chart import Chart, Figure, Line, Panel
+from .chart import Chart, Figure, Heat, Line, Panel
 from .rows import curve, layer_ticks, pick, samples_note
 
 LAYER = "layer"
@@ -228,6 +228,32 @@ def norms(table: pd.DataFrame) -> Figure | None:
         "Line charts over layers, on a log scale, of the norms of visual and text tokens: median token and pooled token.",
         Chart(panels, samples_note(rows)),
     )
+
+
+def matrix(table: pd.DataFrame) -> Figure | None:
+    """The similarity of every kind of pair (a row) at every layer (a column), raw and centred; not in the report, where curves show it."""
+    kinds = {"p-p": "pictures", "t-t": "texts", "P-T": "across", "P-P": "pictures, 2 sets", "T-T": "texts, 2 sets"}
+    panels = []
+    for variant, title in (("raw", "Raw"), ("centred_both", "Centred")):
+        rows = _similarity(table, pair=list(kinds), variant=variant)
+        wide = rows[rows["mean"].notna()].pivot_table(index="pair", columns="layer", values="mean", observed=True)
+        if wide.empty:
+            continue
+        wide = wide.loc[[kind for kind in kinds if kind in wide.index]]
+        names = {0: "input", _depth(table) + 1: "norm"}
+        columns = [names.get(int(layer), str(layer)) for layer in wide.columns]
+        heat = Heat(wide.to_numpy(float).tolist(), [kinds[k] for k in wide.index], columns, COSINE, (-1.0, 1.0), signed=True)  # fmt: skip
+        panels.append(Panel(title, LAYER, "", [heat]))
+    if not panels:
+        return None
+    return Figure(
+        "matrix",
+        "How similar is what, and where?",
+        "Each cell is the mean cosine between pooled tokens of different samples: pictures with pictures, texts with texts, and across. "
+        "Where the row “across” has the colour of the other two the modalities share one cone; what remains after centring is not owed to a common mean.",
+        "Matrices of cosine similarity by kind of pair and layer, raw and centred.",
+        Chart(panels, samples_note(_similarity(table, pair=list(kinds))).replace("band: 95 % interval", "means (95 % intervals: figure “cones”)"), height=2.0),
+    )  # fmt: skip
 
 
 def _top(lines: list[Line]) -> float:
