@@ -15,10 +15,11 @@ BACKENDS = ("scene-truth", "self", "local", "http")
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as a backend gets it: what it looks like, and the truth about it where that is known."""
+    """A picture as backends and judges get it: what it looks like, the truth about it where that is known, and what was asked."""
 
     image: Image.Image
     truth: Mapping[str, Any] = field(default_factory=dict)
+    asked: str = ""
 
 
 @dataclass(frozen=True)

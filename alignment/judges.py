@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from ..probes.yes_no import yes_no_probabilities
+from ..scenes.answers import answer_to, is_question
 from ..scenes.claims import contradicts_itself, holds, readable
 from .infill import Shown
 
@@ -25,17 +26,23 @@ class Judge(Protocol):
 
 
 class SceneJudge:
-    """A text in the world's grammar against the scene: every claim must hold. A text that contradicts itself cannot be judged."""
+    """A text in the world's grammar against the scene: every claim must hold, or it must be the answer to what was asked. A text that
+    contradicts itself cannot be judged."""
 
     name, exact = "scene-graph", True
 
     def __call__(self, texts: Sequence[str], shown: Sequence[Shown]) -> list[float | None]:
-        return [
-            float(holds(text, one.truth["scene"]))
-            if "scene" in one.truth and readable(text) and not contradicts_itself(text)
-            else None
-            for text, one in zip(texts, shown, strict=True)
-        ]
+        return [self._truth(text, one) for text, one in zip(texts, shown, strict=True)]
+
+    @staticmethod
+    def _truth(text: str, shown: Shown) -> float | None:
+        scene = shown.truth.get("scene")
+        if scene is None:
+            return None
+        if " " not in text and is_question(shown.asked):
+            right = answer_to(shown.asked, scene)
+            return float(text == right)
+        return float(holds(text, scene)) if readable(text) and not contradicts_itself(text) else None
 
 
 class ModelJudge:

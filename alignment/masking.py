@@ -62,12 +62,17 @@ class MaskedText:
 
 _KIND_OF = {
     "category": "object", "a": "object", "b": "object", "place": "object", "relation": "relation", "row": "relation",
-    "column": "relation",
+    "column": "relation", "answer": "object",
 }  # fmt: skip
+_ANSWERS = ("yes", "no")
 _SLOT_WORDS = {
+    "answer": _ANSWERS,
     "colour": COLOURS, "size": SIZES, "row": ROWS, "column": COLUMNS, "place": PLACES, "light": LIGHTS,
     "relation": RELATIONS,
 }  # fmt: skip
+_SLOT_OF = {word: slot for slot, words in _SLOT_WORDS.items() if slot != "relation" for word in words}
+_SLOT_OF |= dict.fromkeys(NUMBERS[1:6], "number") | dict.fromkeys(CATEGORIES, "category")
+"""The one-word answers of the world; yes and no are most often about whether a thing is there."""
 
 
 class Masker(Protocol):
@@ -81,7 +86,7 @@ class Masker(Protocol):
 
 
 class SceneMasker:
-    """Masks texts in the grammar of the rendered world, by what they claim.
+    """Masks texts in the grammar of the rendered world, by what they claim, and one-word answers whole.
 
     Left alone is what the rest of the text gives away: a place whose scenery is described or that is named twice, a thing that is
     spoken of again ("the cup is left of …"), and lists that follow from the rest. Texts beyond the grammar have no spans.
@@ -90,6 +95,9 @@ class SceneMasker:
     name = "scene-grammar"
 
     def spans(self, text: str) -> list[Span]:
+        if text in _SLOT_OF:  # the answer to a question
+            slot = _SLOT_OF[text]
+            return [Span(0, len(text), _KIND_OF.get(slot, "attribute"), slot)]
         if not readable(text):
             return []
         claims = read_claims(text)
@@ -112,7 +120,7 @@ class SceneMasker:
     def candidates(self, masked: MaskedText, span: Span) -> list[str]:
         word = masked.text[span.start : span.end]
         if span.slot == "number":
-            return list(NUMBERS[2:6])  # the noun stays plural
+            return list(NUMBERS[1:6] if masked.text == word else NUMBERS[2:6])  # a noun behind it stays plural
         if span.slot in ("category", "a", "b"):
             return list(CATEGORIES) if word in CATEGORIES else [PLURALS[category] for category in CATEGORIES]
         return list(_SLOT_WORDS[span.slot])

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..probes.checkpoint import Checkpoint, check_setup
 from ..probes.files import write_whole
 from ..scenes.errors import UserError
+from ..scenes.readers.hub import is_saved
 from ..scenes.sample import IMAGE_MARK
 from .pair_card import card
 
@@ -153,11 +154,12 @@ def _rows(kept: list[dict], images: str, chat: bool) -> Iterator[dict]:
 
 
 def load_pairs(path: str | Path):
-    """The finished pairs as a `datasets.Dataset`. Raises UserError for a folder that holds none."""
+    """The finished pairs, or any rows written by `Dataset.save_to_disk`, as a `datasets.Dataset`. Raises UserError for a folder that holds
+    none."""
     from datasets import load_from_disk
 
     path = Path(path)
-    if not (path / "pairs.json").is_file():
+    if not (path / "pairs.json").is_file() and not is_saved(path):
         begun = path.with_name(path.name + ".incomplete").is_dir()
         remedy = "call the same `chiasm pairs` again to go on" if begun else "make them with `chiasm pairs`"
         raise UserError(f"{str(path)!r} holds no finished pairs: {remedy}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -142,7 +142,7 @@ class Search:
     def _rank(self, rank: int, tried: dict[int, _Open], shown: dict[int, Shown]) -> dict[int, dict[str, Any]]:
         """Tries the neighbour of one rank for every text that has no pair yet; returns the records of those that get one."""
         keys = list(tried)
-        seen = {i: self._seen(tried[i].neighbours[rank][0]) for i in keys}
+        seen = {i: self._seen(tried[i].neighbours[rank][0], tried[i].item.prompt) for i in keys}
         reasons = self.filters.rejected_pictures(
             [tried[i].truth for i in keys], [tried[i].masked.text for i in keys], [seen[i] for i in keys]
         )
@@ -204,11 +204,12 @@ class Search:
             "encoder": self.encoder, "seed": self.config.seed,
         }  # fmt: skip
 
-    def _seen(self, neighbour: Shown | Item) -> Shown:
-        return self._shown(neighbour) if isinstance(neighbour, Item) else neighbour
+    def _seen(self, neighbour: Shown | Item, asked: str) -> Shown:
+        """The picture of a neighbour, asked about as the text's own picture was."""
+        return replace(self._shown(neighbour) if isinstance(neighbour, Item) else neighbour, asked=asked)
 
     def _shown(self, item: Item) -> Shown:
-        return Shown(self.folder.picture(item.picture), item.truth)
+        return Shown(self.folder.picture(item.picture), item.truth, item.prompt)
 
     def _draw(self, item: Item, what: str) -> random.Random:
         return random.Random(repr((self.config.seed, item.id, what)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from ..scenes.answers import answer_to, is_question
 from ..scenes.captions import describe
 from ..scenes.claims import CATEGORY_OF, Claim, Field, matches, read_claims
 from ..scenes.errors import UserError
@@ -17,7 +18,7 @@ _SOFT = ("colour", "size", "row", "column")
 
 
 class SceneTruth:
-    """Fills a claim's masks from one thing (or relation) of the shown scene: the one that agrees best with what is not masked.
+    """Answers a question as is right for the shown scene; fills a claim's masks from one thing (or relation) of the shown scene: the one that agrees best with what is not masked.
 
     A category that is not masked must agree. Claims that nothing in the scene fits keep their words; where none fits, there is no
     fill. Ties are drawn with the seed.
@@ -34,7 +35,18 @@ class SceneTruth:
     def fill(
         self, masked: Sequence[MaskedText], shown: Sequence[Shown], prompts: Sequence[str], n: int, seed: int
     ) -> list[list[Fill]]:
-        return [self._fills(text, _scene(one), n, seed) for text, one in zip(masked, shown, strict=True)]
+        return [
+            self._answers(text, prompt, _scene(one))
+            if text.frame == ["", ""] and is_question(prompt)
+            else self._fills(text, _scene(one), n, seed)
+            for text, prompt, one in zip(masked, prompts, shown, strict=True)
+        ]
+
+    @staticmethod
+    def _answers(masked: MaskedText, prompt: str, scene: Scene) -> list[Fill]:
+        """What is right to answer in this scene, where anything is."""
+        right = answer_to(prompt, scene)
+        return [] if right is None else [Fill(right, (right,))]
 
     def _fills(self, masked: MaskedText, scene: Scene, n: int, seed: int) -> list[Fill]:
         draw, found = random.Random(repr((seed, masked.masked, scene.seed))), {}

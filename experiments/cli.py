@@ -21,6 +21,7 @@ from .cli_look import info, runs
 from .cli_measure import measure
 from .cli_organism import organism
 from .cli_pairs import pairs
+from .cli_tune import tune
 from .options import say
 
 # torch and transformers take seconds to import: commands import what needs them, so that `--help` is there at once.
@@ -154,7 +155,7 @@ def run(
     say(str(path))
 
 
-for command in (measure, generate, evaluate, info, runs, pairs, dashboard):
+for command in (measure, generate, evaluate, info, runs, pairs, tune, dashboard):
     app.command()(command)
 app.add_typer(organism, name="organism")
 

@@ -124,7 +124,7 @@ def pairs(
     n = 200 if scenes and n is None else n
     if scenes:  # what is tuned on is not what `evaluate` asks about; --read split=test makes held-out pairs
         read = ["split=train", *(read or ())]
-    opened = o.open_samples("scenes:description" if data == "scenes" else data, limit=n, seed=seed, read=read)
+    opened = o.open_samples("scenes:mixed" if data == "scenes" else data, limit=n, seed=seed, read=read)
     opening = {"device": device, "dtype": dtype}
     vlm = o.open_model(model, adapter=adapter, revision=revision, **opening)
     masker = SceneMasker() if scenes else WordMasker()

@@ -28,14 +28,22 @@ class Meter:
     """A context manager that is told of every batch by `advance`.
 
     total: number of items, or None when it is not known. done: items already done (of a resumed run). show: False for
-    silence. log: gets the lines meant for people who look later; they also go to the logger "chiasm".
+    silence. log: gets the lines meant for people who look later; they also go to the logger "chiasm". doing, did: what is
+    going on, in the bar and in the lines.
     """
 
     def __init__(
-        self, total: int | None, *, done: int = 0, show: bool = True, log: Callable[[str], None] | None = None
+        self,
+        total: int | None,
+        *,
+        done: int = 0,
+        show: bool = True,
+        log: Callable[[str], None] | None = None,
+        doing: str = "measuring",
+        did: str = "measured",
     ):
         self.total, self.done, self.began_at, self.bad = total, done, done, 0
-        self.show, self.log = show, log
+        self.show, self.log, self.doing, self.did, self.said = show, log, doing, did, ""
         self.console = Console(stderr=True)
 
     def __enter__(self) -> Meter:
@@ -55,7 +63,7 @@ class Meter:
                 transient=False,
             )
             self.bar.start()
-            self.task = self.bar.add_task("measuring", total=self.total, completed=self.done)
+            self.task = self.bar.add_task(self.doing, total=self.total, completed=self.done)
         return self
 
     def __exit__(self, *_) -> None:
@@ -67,19 +75,25 @@ class Meter:
         self.done += items
         self.bad += bad
         if self.bar:
-            text = f"measuring ({self.bad} skipped)" if self.bad else "measuring"
-            self.bar.update(self.task, advance=items, description=text)
+            skipped = f" ({self.bad} skipped)" if self.bad else ""
+            said = f" · {self.said}" if self.said else ""
+            self.bar.update(self.task, advance=items, description=f"{self.doing}{skipped}{said}")
         elif time.monotonic() - self.told > LOG_EVERY:
             self.told = time.monotonic()
             self.tell(self.line())
 
+    def say(self, text: str) -> None:
+        """What stands beside the numbers from now on."""
+        self.said = text
+
     def line(self) -> str:
         """One line: done, of how many, rate, time left."""
         rate = (self.done - self.began_at) / max(time.monotonic() - self.start, 1e-9)
-        line = f"measured {self.done}" + (f" of {self.total}" if self.total is not None else "") + f", {rate:.1f}/s"
+        line = f"{self.did} {self.done}" + (f" of {self.total}" if self.total is not None else "") + f", {rate:.1f}/s"
         if self.total is not None and rate:
             line += f", {(self.total - self.done) / rate:.0f} s left"
-        return line + (f", {self.bad} skipped" if self.bad else "")
+        line += f", {self.bad} skipped" if self.bad else ""
+        return line + (f", {self.said}" if self.said else "")
 
     def tell(self, line: str) -> None:
         if self.log:

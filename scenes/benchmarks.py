@@ -22,6 +22,8 @@ from .world import CATEGORIES, HOME, Scene, World, make_scene, split_seeds
 
 SAMPLINGS = ("random", "popular", "adversarial")
 ASKED = (*KINDS, "place")
+MIXED = ("description", "description", "existence", "existence", "colour", "number", "position")
+"""What "mixed" draws from, scene by scene: as much is told as a model is told when it is taught, and as much asked."""
 FRAMES = ("none", "short", "long")
 _COUNTED_SCENES = 4000
 
@@ -153,26 +155,27 @@ def scene_samples(
 ) -> Iterator[Sample]:
     """The world as a reader: `n` samples, one a scene, each made when it is asked for.
 
-    kind: "caption" (in a style), "description", or a kind of question; scenes that leave nothing to ask of that kind
-    are passed over. seed: of wordings and of what is asked. start: the first scene, counted within the split. frame:
+    kind: "caption" (in a style), "description", a kind of question, or "mixed" (see `MIXED`); scenes that leave nothing to ask
+    of that kind are passed over. seed: of wordings and of what is asked. start: the first scene, counted within the split. frame:
     no, short or long text around the picture. noisy: the answers are training texts, with the world's planted noise.
     truth: scene and kind; for questions also label, about and the full question.
     """
-    if kind not in ("caption", "description", *ASKED):
-        raise UserError(f"kind is one of caption, description, {', '.join(ASKED)}, got {kind!r}")
+    if kind not in ("caption", "description", "mixed", *ASKED):
+        raise UserError(f"kind is one of caption, description, mixed, {', '.join(ASKED)}, got {kind!r}")
     if frame not in FRAMES:
         raise UserError(f"frame is one of {', '.join(FRAMES)}, got {frame!r}")
     return _scene_samples(n, split, kind, seed, style, start, size, frame, world or World(), noisy)
 
 
 def _scene_samples(
-    n: int, split: str, kind: str, seed: int, style: str, start: int, size: int, frame: str, world: World, noisy: bool
+    n: int, split: str, wanted: str, seed: int, style: str, start: int, size: int, frame: str, world: World, noisy: bool
 ) -> Iterator[Sample]:  # apart from its checks, so that a wrong argument is told at once and not at the first item
     made, position = 0, start
     while made < n:
         scene = make_scene(split_seeds(split, 1, position)[0], world)
         position += 1
-        rng = _rng(seed, kind, style, scene.seed)
+        rng = _rng(seed, wanted, style, scene.seed)
+        kind = rng.choice(MIXED) if wanted == "mixed" else wanted
         asking = _asking(scene, kind, style, rng, world if noisy else None)
         if asking is None:
             continue

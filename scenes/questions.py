@@ -50,6 +50,19 @@ _SHORT = {
     "relation": "{a} {relation} {b} ?",
     "place": "place ?",
 }
+ASKING = {
+    "existence": (*_IS_THERE, _SHORT["existence"]),
+    "colour": (*_COLOUR, _SHORT["colour"]),
+    "number": (*_NUMBER, _SHORT["number"]),
+    "column": (*_COLUMN, _SHORT["column"]),
+    "row": (*_ROW, _SHORT["row"]),
+    "size": (*_SIZE, _SHORT["size"]),
+    "place": (*_PLACE, _SHORT["place"]),
+    "relation": (*_RELATION, _SHORT["relation"]),
+    **{relation: (wording,) for relation, wording in _WHICH.items()},
+}
+"""Every wording of every form of question; under a relation, which of two things it holds of."""
+
 _SENTENCES = (
     "yes , there is {x} .", "yes , there are {x} .", "no , there is no {x} .", "the {x} is {y} .", "there is one {x} .",
     "there are {y} {x} .", "there is one thing .", "there are {y} things .", "yes , the {a} is {relation} the {b} .",
