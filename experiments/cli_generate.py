@@ -26,10 +26,12 @@ def generate(
     decode: o.Decode = "plain",
     alpha: o.Alpha = None,
     beta: o.Beta = 0.1,
-    steer: o.Steer = None,
+    steer: o.SteerOrReady = None,
+    layer: o.LayerOf = None,
     scale: o.Scale = 1.0,
     positions: o.PositionsOf = "all",
     prune: o.Prune = None,
+    skip: o.Skip = None,
     exit_after: o.ExitAfter = None,
     boost: o.Boost = None,
     model: o.Model = "organism",
@@ -74,10 +76,11 @@ def generate(
     import torch
 
     from .changing import change_of
+    from .ready_directions import ready_or_file
 
     change = change_of(
-        decode=decode, alpha=alpha, beta=beta, steer=steer or (), scale=scale, positions=positions, prune=prune,
-        exit_after=exit_after, boost=boost,
+        decode=decode, alpha=alpha, beta=beta, steer=[ready_or_file(vlm, one, layer) for one in steer or ()], layer=layer,
+        scale=scale, positions=positions, prune=prune, skip=skip or (), exit_after=exit_after, boost=boost,
     )  # fmt: skip
     if change is not None:
         change.check(vlm)

@@ -16,7 +16,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from ..scenes.errors import UserError
 from ..steering.attention import VisualAttentionBoost
 from ..steering.contrast import ContrastDecoder, check_alpha, check_beta
+from ..steering.exit import VisualExit
 from ..steering.negatives import Blank, NoImage, NoisedImage, OutlierTokens, RandomTokens
+from ..steering.prune import PruneVisual
 from ..steering.schedules import M3ID, guidance
 from ..steering.steer import steer
 from .methods import Greedy, GumbelNoise, Method, Sampling, open_method
@@ -82,7 +84,10 @@ class Contrasted:
     def decoder(self, vlm) -> ContrastDecoder:
         made = DECODINGS[self.decoding]
         inside = (*made.inside, *self.interventions)
-        return ContrastDecoder(vlm, made.negative(self.k), alpha=self.strength, beta=self.beta, interventions=inside)
+        # two branches cannot share a cache out of which one of them lost tokens
+        engine = "two_calls" if any(isinstance(one, PruneVisual | VisualExit) for one in inside) else "two_rows"
+        negative = made.negative(self.k)
+        return ContrastDecoder(vlm, negative, alpha=self.strength, beta=self.beta, interventions=inside, engine=engine)
 
     def check(self, vlm) -> None:
         """Raises UserError for a model that has no such negative, or no place for an intervention."""

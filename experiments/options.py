@@ -103,6 +103,18 @@ Steer = Annotated[
     list[str] | None,
     typer.Option("--steer", help="A direction to add (NAME.safetensors). May be given again.", metavar="FILE"),
 ]
+SteerOrReady = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        help="A direction to add: NAME.safetensors, or, of the organism, yes-to-no, white-to-black, colour-style or place-style. "
+        "May be given again.",
+        metavar="FILE",
+    ),
+]
+LayerOf = Annotated[
+    int | None, typer.Option("--layer", help="Block at which to steer. Default: the direction's own.", metavar="BLOCK")
+]
 Scale = Annotated[float, typer.Option("--scale", help="How far along the directions, in mean norms.", metavar="X")]
 PositionsOf = Annotated[
     str,
@@ -112,6 +124,14 @@ PositionsOf = Annotated[
 ]
 Prune = Annotated[
     float | None, typer.Option("--prune", help="Keep this share of the visual tokens, 0 to 1.", metavar="SHARE")
+]
+Skip = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--skip",
+        help="Visual tokens pass by the feed-forward layer of this block. May be given again.",
+        metavar="BLOCK",
+    ),
 ]
 ExitAfter = Annotated[
     int | None, typer.Option("--exit", help="Take the visual tokens out after this block.", metavar="BLOCK")

@@ -34,7 +34,7 @@ from .things import (
 
 __all__ = [
     "CATEGORIES", "COLOURS", "COLUMNS", "HOME", "INVERSE", "MOST_THINGS", "PLACES", "RELATIONS", "ROWS", "SIZES", "SPLITS", "TYPICAL",
-    "Scene", "Thing", "World", "boxes", "make_scene", "relations", "split_seeds",
+    "Scene", "Thing", "World", "boxes", "make_scene", "place_in_split", "relations", "split_seeds",
 ]  # fmt: skip
 
 SPLITS = ("train", "val", "test")
@@ -174,6 +174,13 @@ def split_seeds(split: str, n: int, start: int = 0) -> list[int]:
     if not digits:
         raise UserError(f"split is one of {', '.join(SPLITS)}, got {split!r}")
     return [10 * (i // len(digits)) + digits[i % len(digits)] for i in range(start, start + n)]
+
+
+def place_in_split(seed: int) -> tuple[str, int]:
+    """(split, position in it) of a scene's seed: the inverse of `split_seeds`."""
+    split = _split_of_digit(seed % 10)
+    digits = [digit for digit in range(10) if _split_of_digit(digit) == split]
+    return split, seed // 10 * len(digits) + digits.index(seed % 10)
 
 
 def boxes(scene: Scene) -> list[Box]:

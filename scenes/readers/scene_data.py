@@ -13,8 +13,8 @@ from .reader import Item, Reader
 class SceneData(Reader):
     """n rendered scenes with their truth, made as they are asked for: `chiasm.scenes.benchmarks.scene_samples`.
 
-    kind: what is asked about them (default: that function's own). split: train, val or test, which share no scene. seed: which scenes.
-    frame: no, short or long text around the picture.
+    kind: what is asked about them (default: that function's own). split: train, val or test, which share no scene. seed: of wordings and of
+    what is asked. start: the first scene, counted within the split. frame: no, short or long text around the picture.
     """
 
     kind: str | None = None
@@ -22,10 +22,13 @@ class SceneData(Reader):
     split: str = "test"
     seed: int = 0
     frame: str = "none"
+    start: int = 0
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"n={self.n}, must be at least 1: say how many scenes to make")
+        if self.start < 0:
+            raise UserError(f"start={self.start}, must be 0 (the split's first scene) or more")
 
     def __len__(self) -> int:
         return self.n
@@ -33,7 +36,7 @@ class SceneData(Reader):
     def items(self) -> Iterator[Item]:
         from ..benchmarks import scene_samples
 
-        chosen = {} if self.kind is None else {"kind": self.kind}
+        chosen = {"start": self.start} | ({} if self.kind is None else {"kind": self.kind})
         try:
             for sample in scene_samples(n=self.n, split=self.split, seed=self.seed, frame=self.frame, **chosen):
                 yield Item(sample.id, "", lambda sample=sample: sample)
