@@ -9,8 +9,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from ..models.anatomy import Anatomy
 from ..models.attention import Call, decoder_config, reading_attention
-from ..models.inputs import marker_ids
 from ..models.passes import told
 from ..models.spans import find_spans
 from ..scenes.errors import UserError
@@ -20,28 +20,35 @@ _session: ContextVar[Session | None] = ContextVar("chiasm_wings", default=None)
 
 
 @contextmanager
-def attached(wings, vlm) -> Iterator[None]:
-    """While open, this thread's passes through the model go through the learners of `wings`; see `Wings.attached`."""
+def attached(wings, anatomy: Anatomy, markers: dict, ids: tuple[Tensor, Tensor | None] | None = None) -> Iterator[None]:
+    """While open, this thread's passes through the model go through the learners of `wings`; see `Wings.attached`.
+
+    markers: as `marker_ids` gives them. ids: input ids and mask of a pass that has begun already.
+    """
     if _session.get() is not None:
         raise UserError("learners are attached already: leave that context first")
-    session = Session(wings, vlm)
+    session = Session(wings, anatomy, markers, ids)
     with ExitStack() as stack:
         session.hook(stack)
         if wings.config.router is not None:
-            stack.enter_context(reading_attention(decoder_config(vlm.anatomy.model), session))
+            stack.enter_context(reading_attention(decoder_config(anatomy.model), session))
         token = _session.set(session)
         stack.callback(_session.reset, token)
         yield
 
 
+def open_wings():
+    """The learners that this thread's passes go through, None for none."""
+    session = _session.get()
+    return None if session is None else session.wings
+
+
 class Session:
     """One attachment: the pass that is being made, and the hooks that follow it."""
 
-    def __init__(self, wings, vlm):
-        self.wings, self.anatomy = wings, vlm.anatomy
-        self.markers = marker_ids(vlm.writer.tokenizer if vlm.writer else None, vlm.anatomy)
-        self.layer_of = {id(vlm.anatomy.attention(i)): i for i in wings.layers}
-        self.ids: tuple[Tensor, Tensor | None] | None = None
+    def __init__(self, wings, anatomy: Anatomy, markers: dict, ids: tuple[Tensor, Tensor | None] | None):
+        self.wings, self.anatomy, self.markers, self.ids = wings, anatomy, markers, ids
+        self.layer_of = {id(anatomy.attention(i)): i for i in wings.layers}
         self.now: WingPass | None = None
         self.stream: Tensor | None = None
         self.weights: Tensor | None = None
@@ -74,8 +81,7 @@ class Session:
             self.weights = self.wings.learners[str(layer)]["router"](call, self.now)
 
     def _see_ids(self, args, kwargs) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self.ids = None if ids is None else (ids, kwargs.get("attention_mask"))
+        self.ids = seen_ids(args, kwargs)
 
     def _begin(self, args, kwargs) -> None:
         states = args[0] if args else kwargs["hidden_states"]
@@ -114,6 +120,12 @@ class Session:
         change = self.wings.blend(layer, self.stream + first, self.now, self.weights)
         first = first + change.to(first)
         return (first, *output[1:]) if isinstance(output, tuple) else first
+
+
+def seen_ids(args, kwargs) -> tuple[Tensor, Tensor | None] | None:
+    """Input ids and attention mask among what a model is called with."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    return None if ids is None else (ids, kwargs.get("attention_mask"))
 
 
 def added(block: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.nn.functional import one_hot, pad, rms_norm, silu
 
 from ..models.anatomy import Anatomy
 from ..models.attention import Call
+from ..models.inputs import marker_ids
 from ..scenes.errors import UserError
 from .learners import LoRRA
 from .parts import load_weights, part_settings, save_part
@@ -141,13 +142,16 @@ class Wings(nn.Module):
         """While open, the passes that this thread makes through the model (forward, generate, trace, training) go through
         the learners. What each position is, is taken from the pass where `vlm` makes it, else found from `input_ids`, by
         which a system part cannot be told. Gradient checkpointing is refused: it makes passes of its own."""
-        sizes = sizes_of(vlm.anatomy)
-        if sizes != self.sizes:
+        self.check_sizes(vlm.anatomy)
+        with attached(self, vlm.anatomy, markers_of(vlm)):
+            yield self
+
+    def check_sizes(self, anatomy: Anatomy) -> None:
+        """Raises UserError for a model of other sizes than the one these are of."""
+        if (sizes := sizes_of(anatomy)) != self.sizes:
             raise UserError(
                 f"these wings are of a model with {self.sizes}, not {sizes}: attach them to the model they were made for"
             )
-        with attached(self, vlm):
-            yield self
 
     def blend(self, layer: int, stream: Tensor, now: WingPass, weights: Tensor | None) -> Tensor:
         """(B, Tq, D) what is added to the stream (B, Tq, D) after a layer's attention; weights (B, Tq, 2) of its router."""
@@ -181,6 +185,11 @@ class Wings(nn.Module):
         wings = cls(vlm, WingsConfig(**config | {"layers": None if layers is None else tuple(layers)}))
         load_weights(wings, folder)
         return wings
+
+
+def markers_of(vlm) -> dict:
+    """Ids of the tokens that belong to a picture, as the model's tokenizer has them."""
+    return marker_ids(vlm.writer.tokenizer if vlm.writer else None, vlm.anatomy)
 
 
 def sizes_of(anatomy: Anatomy) -> dict[str, int]:

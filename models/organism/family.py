@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,12 +19,21 @@ MEMBERS = {
 }
 """Member: decoder, projector, adapter. The tower is the same in all; "organism" is another name of "tuned"."""
 
+BESIDE = {
+    "wings": ("chiasm.alignment.kept_wings", "keep_saved"),
+    "ola": (f"{__package__}.task_words", "with_task_words"),
+}
+"""Member: who puts what its folder holds beside decoder and projector onto the model. Named and not imported, since what learns
+beside a model stands above the models."""
+
 
 def load_organism(name: str = "tuned", folder: Path | str = FILES, adapter: str = "merged"):
     """A family member as `(LlavaForConditionalGeneration, LlavaProcessor)`, in fp32, on CPU, in eval mode.
 
     adapter: for the styles, "merged" folds the adapter into the weights, "peft" returns a `PeftModel` around the tuned
-    model. Raises UserError for an unknown name.
+    model. "wings" comes with its learners on it for good, which every pass goes through (`alignment.kept_wings.keep`); "ola"
+    with its task tokens as words of its vocabulary, which its chat template writes behind every picture. Raises UserError for
+    an unknown name.
     """
     from ...scenes.errors import UserError
 
@@ -44,8 +54,12 @@ def load_organism(name: str = "tuned", folder: Path | str = FILES, adapter: str 
         model = PeftModel.from_pretrained(model, folder / style)
         if adapter == "merged":
             model = model.merge_and_unload()
+    processor = load_processor(folder)
+    if name in BESIDE:
+        home, put_on = BESIDE[name]
+        model = getattr(import_module(home), put_on)(model, processor, folder / name)
     model.eval().requires_grad_(False)
-    return model, load_processor(folder)
+    return model, processor
 
 
 def empty_llava(folder: Path):

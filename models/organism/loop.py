@@ -68,7 +68,7 @@ def run_stage(
 
     `loss_of(batch, step)` gives the loss and what to log. `every` maps a period in steps to a function called after each
     multiple of it; what it returns goes into the curves. Writes `<folder>/<name>.safetensors`, the finished modules, and
-    `<folder>/<name>.csv`, the curves. Raises FloatingPointError when the loss is not a number.
+    `<folder>/<name>.csv`, the curves. Raises FloatingPointError when the loss or a gradient is not a number.
     """
     final, halfway = folder / f"{name}.safetensors", folder / f"{name}.half.safetensors"
     if final.exists():
@@ -101,7 +101,8 @@ def run_stage(
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower its learning rate")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
+            raise FloatingPointError(f"{name}: a gradient is no number at step {step}; lower its learning rate")
         for optimiser in optimisers:
             optimiser.step()
         for key, value in {"loss": loss.item(), **logged}.items():
