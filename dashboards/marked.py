@@ -19,6 +19,10 @@ STYLE = f"""<style>
 .chiasm-text mark.bad {{ background: color-mix(in srgb, {VERMILION} 26%, transparent); text-decoration: underline wavy {VERMILION} 1.5px; text-underline-offset: .2em; }}
 .chiasm-text mark.good {{ background: color-mix(in srgb, {BLUE} 26%, transparent); text-decoration: underline solid {BLUE} 2px; text-underline-offset: .2em; }}
 .chiasm-text mark.faint {{ text-decoration: underline dotted {GREY} 1.5px; text-underline-offset: .2em; padding: 0; }}
+.chiasm-said {{ display: grid; grid-template-columns: minmax(7rem, 10rem) 1fr; gap: .35rem 1rem; align-items: baseline; padding: .45rem 0; border-top: 1px solid color-mix(in srgb, currentColor 14%, transparent); }}
+.chiasm-said .way {{ font-weight: 600; overflow-wrap: anywhere; }}
+.chiasm-said .verdict {{ font-size: .85em; opacity: .85; }}
+@media (max-width: 640px) {{ .chiasm-said {{ grid-template-columns: 1fr; }} }}
 </style>"""
 """Given to a page once. Each mark has an underline of its own, so that colour is not all that tells it."""
 
@@ -38,3 +42,11 @@ def pieces_of(text: str, places: Sequence[tuple[int, int]], kind: str = BAD) -> 
         found += [(text[done:start], PLAIN), (text[start:end], kind)]
         done = end
     return [piece for piece in [*found, (text[done:], PLAIN)] if piece[0]]
+
+
+def said_html(way: str, pieces: Iterable[Piece], verdict: str) -> str:
+    """One method's answer: its name, the text, and what is to be said of it."""
+    return (
+        f'<div class="chiasm-said"><div class="way">{escape(way)}</div><div>{as_html(pieces)}'
+        f'<div class="verdict">{escape(verdict)}</div></div></div>'
+    )

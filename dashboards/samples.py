@@ -28,6 +28,8 @@ FAULTS = {
 }
 """Code → for people: yes to what is not so; no to what is; a word for what is not there; none for what is."""
 
+ANY = "any"
+
 
 @dataclass(frozen=True)
 class Said:
@@ -61,6 +63,15 @@ class Answers:
     ways: list[str]
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def words(self) -> list[str]:
+        """The objects that are made up anywhere."""
+        return sorted({word for one in self.asked for said in one.said.values() for word in said.made_up})
+
+    @property
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys(one.split for one in self.asked))
 
     @property
     def faults(self) -> list[str]:
@@ -109,23 +120,25 @@ def failing(
     word: str | None = None,
     split: str | None = None,
 ) -> list[Asked]:
-    """Questions that `way` (None: any) got wrong, by this fault (None: any) and, if given, with this word made up; better: a way that
-    did not make the fault there. With nothing given but the split, all questions."""
+    """Questions that an answer fails: by a fault (`ANY`: whichever), or by making a word up, or both; of all splits or one.
 
-    def bad(said: Said) -> bool:
-        by_word = word is None or word in said.made_up
-        return by_word and (bool(said.faults) if fault is None else fault in said.faults)
+    way: only this one's answers count; better: a way whose answer must not fail so. With neither fault nor word, every question.
+    """
 
-    anything = fault is None and way is None and better is None and word is None
-    kept = []
-    for one in answers.asked:
+    def fails(said: Said) -> bool:
+        by_fault = fault is None or (bool(said.faults) if fault == ANY else fault in said.faults)
+        return by_fault and (word is None or word in said.made_up)
+
+    def kept(one: Asked) -> bool:
         if split is not None and one.split != split:
-            continue
-        tried = [said for name, said in one.said.items() if way is None or name == way]
-        other = one.said.get(better) if better is not None else None
-        if anything or (any(map(bad, tried)) and (better is None or (other is not None and not bad(other)))):
-            kept.append(one)
-    return kept
+            return False
+        if fault is None and word is None:
+            return True
+        counted = [said for name, said in one.said.items() if way is None or name == way]
+        other = one.said.get(better) if better else None
+        return any(map(fails, counted)) and (not better or (other is not None and not fails(other)))
+
+    return [one for one in answers.asked if kept(one)]
 
 
 def fault_table(answers: Answers) -> pd.DataFrame:

@@ -109,6 +109,7 @@ def evaluate_answers(
 ) -> Evaluation:
     """Scores answers that were made elsewhere, each file a method called by the file's name; no model is needed.
 
+    run: keeps the questions' records with their answers, as `evaluate` does, and the tables.
     Raises UserError for ids that are missing, unknown or doubled, and for questions that cannot be read.
     """
     questions, seen = [], set()
@@ -124,6 +125,9 @@ def evaluate_answers(
         done[file.stem] = [matched(read_answers(file), questions, file.name)]
     if run is not None:
         run.note(benchmark=benchmark.name, data=data_facts(data), answers=[str(file) for file in files])
+        for name, (records,) in done.items():
+            kept = RecordFile(Path(run.path) / "answers" / f"{name}.jsonl", 1)
+            kept.add(records[len(kept.records) :])
     return _finish(benchmark, done, rule, run)
 
 

@@ -88,7 +88,7 @@ def _forest(tables, metric: str, split: str, columns: tuple[str, str, str], titl
         f"{title}, with intervals, for {len(methods)} methods" + (f" of {len(rows)} runs." if len(rows) > 1 else "."),
         Chart(
             [panel],
-            f"n = {' and '.join(f'{one:,}' for one in n)}; whiskers: {'paired ' * (kind == 'differences')}95 % interval over pictures",
+            f"n = {' and '.join(f'{one:,}' for one in n)} answers a method; whiskers: {'paired ' * (kind == 'differences')}95 % interval over pictures",
             columns=1,
             height=0.95 + 0.25 * len(lines),
         ),

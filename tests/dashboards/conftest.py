@@ -48,3 +48,11 @@ def open_page(told):
         return AppTest.from_string(script, default_timeout=60).run()
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def evaluations(tmp_path_factory):
+    """Folders of small evaluations by name of the benchmark, in a folder of runs of their own."""
+    from .evaluation_runs import make_evaluations
+
+    return make_evaluations(tmp_path_factory.mktemp("evaluations"))

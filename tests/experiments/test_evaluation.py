@@ -215,6 +215,15 @@ def test_own_answers_score_the_same_without_a_model(pope, whole, tmp_path):
     pd.testing.assert_frame_equal(other.table.drop(columns="method"), again.table.drop(columns="method"))
 
 
+def test_a_run_keeps_the_answers_that_were_made_elsewhere_with_their_questions(pope, whole, tmp_path):
+    _, run = whole
+    mine = write(tmp_path / "mine.jsonl", [{"id": r["id"], "answer": r["answer"]} for r in lines(run, "greedy")])
+    with Run.create("evaluate", {"benchmark": pope.name}, tmp_path) as kept:
+        evaluate_answers(pope, [mine], run=kept)
+    wanted = [{name: value for name, value in record.items() if name != "seed"} for record in lines(run, "greedy")]
+    assert lines(kept, "mine") == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
