@@ -7,24 +7,55 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from ..scenes.errors import UserError
 from .anatomy import Anatomy
 from .spans import Spans
 
 
-def linear_sites(anatomy: Anatomy) -> dict[str, nn.Linear]:
+def linear_sites(anatomy: Anatomy) -> dict[str, nn.Module]:
     """The linears of the decoder's blocks, by the site `blocks.i.in.PATH` at which their input (B, T, in) is read.
 
-    Not among `site_names`, as there are many: only a pattern with `.in.` names them.
+    Not among `site_names`, as there are many: only a pattern with `.in.` names them. A linear that carries an adapter (LoRA) is
+    one linear at its own path, the adapter's small matrices are none; its weight is `weight_of`.
     """
-    return {
-        f"blocks.{i}.in.{path}": module
-        for i, block in enumerate(anatomy.blocks)
-        for path, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    found = {}
+    for i, block in enumerate(anatomy.blocks):
+        adapted: tuple[str, ...] = ()
+        for path, module in block.named_modules():
+            if path.startswith(adapted):
+                continue
+            if has_adapter(module):
+                adapted += (f"{path}.",)
+            elif not isinstance(module, nn.Linear):
+                continue
+            found[f"blocks.{i}.in.{path}"] = module
+    return found
 
 
-def square_sites(anatomy: Anatomy) -> dict[str, nn.Linear]:
+def has_adapter(module: nn.Module) -> bool:
+    """Whether this is a linear that an adapter is wrapped around."""
+    return isinstance(getattr(module, "base_layer", None), nn.Linear)
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight (out, in) that a linear multiplies its input by: with what an adapter adds to it, which is then a copy.
+
+    Raises UserError for an adapter that adds no matrix (DoRA, IA3 …).
+    """
+    if not has_adapter(linear):
+        return linear.weight
+    weight = linear.base_layer.weight
+    if linear.merged or linear.disable_adapters:
+        return weight
+    names = [name for name in linear.active_adapters if name in getattr(linear, "lora_A", ())]
+    if not names or any(getattr(linear, "use_dora", {}).values()):
+        raise UserError(
+            "this adapter is no plain LoRA, so it has no weights to read: merge it (model.merge_and_unload())"
+        )
+    return weight.detach() + sum(linear.get_delta_weight(name).detach().to(weight) for name in names)
+
+
+def square_sites(anatomy: Anatomy) -> dict[str, nn.Module]:
     """Those whose input is the sequence (keys and values of cross-attention read patches), by the site
     `blocks.i.squares.PATH` at which the squares of that input are read, summed over visual tokens and over text: (B, 2, in),
     fp32. Only a pattern with `.squares.` names them."""

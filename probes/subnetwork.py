@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..models.linear_inputs import linear_sites
+from ..models.linear_inputs import has_adapter, linear_sites
 from ..scenes.errors import UserError
 from .overlaps import SETS
 from .weight_overlap import WeightOverlap
@@ -32,9 +32,14 @@ def removal_mask(weight: Tensor, squares: Tensor, n: int, *, sparsity: float, ki
 
 
 @contextmanager
-def weights_removed(linears: dict[str, nn.Linear], masks: dict[str, Tensor]) -> Iterator[None]:
-    """While open, the masked weights (by site, bit-packed by `weights.pack`) are zero; restored bit for bit, on errors too."""
+def weights_removed(linears: dict[str, nn.Module], masks: dict[str, Tensor]) -> Iterator[None]:
+    """While open, the masked weights (by site, bit-packed by `weights.pack`) are zero; restored bit for bit, on errors too.
+
+    Raises UserError for a linear with an adapter on it, whose weights are not its own.
+    """
     kept = {}
+    if adapted := next((site for site in masks if has_adapter(linears[site])), None):
+        raise UserError(f"{adapted} carries an adapter, which would stay: merge it first (model.merge_and_unload())")
     try:
         with torch.no_grad():
             for site, bits in masks.items():

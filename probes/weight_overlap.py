@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..models.linear_inputs import square_sites
+from ..models.linear_inputs import square_sites, weight_of
 from ..scenes.errors import UserError
 from .keys import sample_keys
 from .overlaps import Overlaps
@@ -59,7 +59,7 @@ class WeightOverlap(Probe):
         self._weights, self._at, start = {}, {}, 0
         for site, linear in square_sites(anatomy).items():
             site = site.replace(".squares.", ".in.", 1)
-            self._weights[site] = linear.weight
+            self._weights[site] = weight_of(linear)
             self._at[site] = slice(start, start + linear.in_features)
             start += linear.in_features
         if not self._weights:

@@ -3,14 +3,17 @@
 import pandas as pd
 import pytest
 import torch
+from chiasm.alignment.adapters import language_lora
 from chiasm.models import open_vlm
 from chiasm.models.linear_inputs import Squares, linear_sites, square_sites
 from chiasm.probes import overlaps
 from chiasm.probes.measure import measure
+from chiasm.probes.subnetwork import weights_removed
 from chiasm.probes.weight_overlap import WeightOverlap
 from chiasm.probes.weights import kept_iou, prune_mask, wanda_scores
 from chiasm.scenes.errors import UserError
 from chiasm.scenes.sample import Sample
+from peft import get_peft_model
 from scipy.stats import spearmanr
 
 from ..models.families import FAMILIES, batch
@@ -158,3 +161,26 @@ def test_squares_of_decoding_steps_are_text():
     assert x.shape[1] == n + 3
     torch.testing.assert_close(squares[:, 0], before[:, 0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(squares[:, 1], before[:, 1] + x[:, n:].square().sum(1), rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_is_part_of_the_weights():
+    vlm = tiny_vlm()
+    lora = get_peft_model(vlm.model, language_lora(vlm.model, rank=4, dropout=0.0))
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    tuned = open_vlm(model=lora, processor=vlm.processor)
+    samples = [sample(i) for i in range(6)]
+    _, table = measured(samples, tuned)
+    with lora.disable_adapter():
+        plain = measured(samples, tuned)[1]
+    sites = linear_sites(tuned.anatomy)
+    with pytest.raises(UserError, match="carries an adapter"), weights_removed(sites, dict.fromkeys(sites)):
+        pass
+    merged = measured(samples, open_vlm(model=lora.merge_and_unload(), processor=vlm.processor))[1]
+    columns = ["quantity", "sparsity", "pair", "layer", "matrix"]
+    pd.testing.assert_frame_equal(table[columns], merged[columns])
+    assert table["mean"].tolist() == pytest.approx(merged["mean"].tolist(), abs=2e-3, nan_ok=True)
+    pd.testing.assert_frame_equal(plain, measured(samples, tiny_vlm())[1])
+    assert (table["mean"] - plain["mean"]).abs().max() > 0.01
