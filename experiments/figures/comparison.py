@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..style import NULL, look
@@ -21,60 +21,94 @@ CURVES = (
 
 
 def can_overlay(figure: Figure) -> bool:
-    """Whether it is of curves alone."""
-    marks = [mark for panel in figure.chart.panels for mark in panel.marks]
-    return bool(marks) and all(isinstance(mark, Line) for mark in marks)
+    """Whether any panel is of curves alone."""
+    return any(map(_of_curves, figure.chart.panels))
 
 
 def together(figures: Mapping[str, Figure]) -> Figure:
     """One panel for every curve of the figure, in it a line for each of the tables, which `figures` has by name.
 
-    A curve without a name (a chance level) goes with the named one before it.
+    Levels (vision tower, chance) go with the curves of their panel: once, where they are the same for all tables. What is no curve
+    stands beside, a panel a table.
     """
-    panels: dict[tuple[str, str], Panel] = {}
-    alone = {title: len(series) < 2 for title, series in _series(figures).items()}
-    limits = _limits(figures)
-    for i, (name, figure) in enumerate(figures.items()):
-        for panel in figure.chart.panels:
-            key = None
-            for line in panel.marks:
-                key = (panel.title, line.label) if line.label or key is None else key
-                title = panel.title if alone[panel.title] or not key[1] else f"{panel.title}: {key[1]}"
-                drawn = panels.setdefault(key, replace(panel, title=_wrapped(title), marks=[], y_limits=limits[panel.title]))  # fmt: skip
-                own = line.label or not drawn.marks or drawn.marks[-1].label != name
-                style = look(i) if own else NULL.with_(colour=look(i).colour)
-                label = name if own and name not in {mark.label for mark in drawn.marks} else ""
-                ticks = panel.x_ticks if drawn.x_ticks == panel.x_ticks else None  # models of different depth
-                panels[key] = replace(
-                    drawn, marks=[*drawn.marks, replace(line, label=label, look=style)], x_ticks=ticks
-                )
-    chart = Chart(list(panels.values()), _note(figures), columns=COLUMNS, height=2.6)
+    found: dict[tuple[str, str], dict[str, tuple[Panel, Line, list[Line]]]] = {}
+    for name, figure in figures.items():
+        for panel in filter(_of_curves, figure.chart.panels):
+            for curve, levels in _curves(panel):
+                found.setdefault((panel.title, curve.label), {})[name] = panel, curve, levels
+    limits, titles = _limits(figures), [title for title, _ in found]
+    panels = []
+    for (title, label), lines in found.items():
+        told = f"{title}: {label}" if label and titles.count(title) > 1 else title
+        first = next(iter(lines.values()))[0]
+        ticks = first.x_ticks if all(panel.x_ticks == first.x_ticks for panel, _, _ in lines.values()) else None
+        marks = [replace(curve, label=name, look=look(list(figures).index(name))) for name, (_, curve, _) in lines.items()]  # fmt: skip
+        marks += _levels({name: levels for name, (_, _, levels) in lines.items()}, list(figures))
+        panels.append(replace(first, title=_wrapped(told), marks=marks, y_limits=limits[title], x_ticks=ticks))
+    panels += _beside(figures, [panel.title for figure in figures.values() for panel in figure.chart.panels if not _of_curves(panel)])  # fmt: skip
+    chart = Chart(panels, _note(figures), columns=COLUMNS, height=2.6)
     return _compared(figures, chart, f"{CURVES} ")
 
 
 def beside(figures: Mapping[str, Figure]) -> Figure:
     """The panels of each table, those of one title in a row and on one scale."""
+    panels = _beside(figures, [panel.title for figure in figures.values() for panel in figure.chart.panels])
+    heights = [figure.chart.height for figure in figures.values() if figure.chart.height]
+    columns = min(len(figures), COLUMNS)
+    return _compared(figures, Chart(panels, _note(figures), columns=columns, height=max(heights, default=None)))
+
+
+def _beside(figures: Mapping[str, Figure], titles: Sequence[str]) -> list[Panel]:
     limits, colours = _limits(figures), _colours(figures)
     panels = []
-    for title in dict.fromkeys(panel.title for figure in figures.values() for panel in figure.chart.panels):
+    for title in dict.fromkeys(titles):
         for name, figure in figures.items():
             for panel in figure.chart.panels:
                 if panel.title == title:
                     marks = [replace(m, limits=colours[title]) if isinstance(m, Heat) else m for m in panel.marks]
                     told = f"{name}: {title[:1].lower()}{title[1:]}" if title else name
                     panels.append(replace(panel, title=_wrapped(told), marks=marks, y_limits=limits[title]))
-    heights = [figure.chart.height for figure in figures.values() if figure.chart.height]
-    columns = min(len(figures), COLUMNS)
-    return _compared(figures, Chart(panels, _note(figures), columns=columns, height=max(heights, default=None)))
+    return panels
 
 
-def _series(figures: Mapping[str, Figure]) -> dict[str, set[str]]:
-    """The names of curves in the panels of each title."""
-    found: dict[str, set[str]] = {}
-    for figure in figures.values():
-        for panel in figure.chart.panels:
-            found.setdefault(panel.title, set()).update(mark.label for mark in panel.marks if mark.label)
-    return found
+def _of_curves(panel: Panel) -> bool:
+    return bool(panel.marks) and all(isinstance(mark, Line) for mark in panel.marks)
+
+
+def _is_level(line: Line) -> bool:
+    return not line.look.marker and len(set(line.y)) == 1
+
+
+def _curves(panel: Panel) -> list[tuple[Line, list[Line]]]:
+    """Each curve with its levels: one without a name, or named "<curve>, …", is that of one curve; others are for all."""
+    curves: list[tuple[Line, list[Line]]] = []
+    shared = []
+    for line in panel.marks:
+        if line.label and not _is_level(line):
+            curves.append((line, []))
+        elif not line.label and curves:
+            curves[-1][1].append(line)
+        elif owner := [levels for curve, levels in curves if line.label.startswith(f"{curve.label},")]:
+            owner[0].append(line)
+        else:
+            shared.append(line)
+    if not curves:
+        return [(line, []) for line in panel.marks]
+    return [(curve, levels + shared) for curve, levels in curves]
+
+
+def _levels(levels: Mapping[str, Sequence[Line]], names: Sequence[str]) -> list[Line]:
+    """Levels of one place in the panel: one line where all tables agree on it, else one a table in the table's colour."""
+    marks = []
+    for i in range(max(map(len, levels.values()))):
+        lines = {name: each[i] for name, each in levels.items() if i < len(each)}
+        first = next(iter(lines.values()))
+        if all(list(line.y) == list(first.y) and list(line.x) == list(first.x) for line in lines.values()):
+            marks.append(replace(first, look=first.look if first.label else NULL))
+            continue
+        for name, line in lines.items():
+            marks.append(replace(line, label=line.label if line is first else "", look=line.look.with_(colour=look(names.index(name)).colour)))  # fmt: skip
+    return marks
 
 
 def _limits(figures: Mapping[str, Figure]) -> dict[str, tuple[float, float] | None]:
