@@ -11,22 +11,14 @@ import pandas as pd
 import torch
 
 from ..models import VLM
-from ..probes.attention_shift import AttentionShift
-from ..probes.embedding_probe import EmbeddingProbe
-from ..probes.implicit_alignment import ImplicitAlignment
 from ..probes.intervals import mean_over_samples, powers
-from ..probes.measure import measure
-from ..probes.outlier_overlap import OutlierOverlap
-from ..probes.targets import scene_targets
-from ..probes.vocabulary_view import VocabularyView
-from ..probes.weight_overlap import WeightOverlap
 from ..scenes.captions import caption, instruction
 from ..scenes.sample import IMAGE_MARK, Sample
 from ..steering import PruneVisual, SinkRedistribution, SkipAttention, SkipFFN, VisualAttentionBoost, VisualExit, steer
 from ..steering.directions import direction_between
 from .figures import acting as figures
 from .figures.rows import pick
-from .lenses import LENSES
+from .lens_values import lens_values, split
 from .lineage import check_organism
 from .options import open_model
 from .page import Claim, number
@@ -110,11 +102,6 @@ def study(
     )  # fmt: skip
 
 
-def split(samples: Sequence[Sample], blocks: int) -> list[list[Sample]]:
-    """The samples in blocks of nearly one size, in their order."""
-    return [[samples[i] for i in part] for part in np.array_split(np.arange(len(samples)), blocks)]
-
-
 def interventions(vlm: VLM, seed: int = 0) -> list[Changed]:
     """What is tried. The random direction is as long as the colour style's and added at the same place."""
     style = next(task for task in TASKS if isinstance(task, Style) and task.style == "colour")
@@ -138,25 +125,9 @@ def interventions(vlm: VLM, seed: int = 0) -> list[Changed]:
 
 def measured(vlm: VLM, blocks: Sequence[Sequence[Sample]], change: Changed | None, batch_size: int, seed: int):
     """{(lens, quantity): (blocks,) values} under a change, None for the plain model."""
-    found: dict[tuple[str, str], list[float]] = {}
     with steer(vlm, *([change.make] if change else [])):
-        for block in blocks:
-            tables = measure(
-                vlm, block, instruments(vlm), batch_size=batch_size, progress=False, seed=seed, strict=True
-            ).tables
-            for name, table in tables.items():
-                for quantity, value in LENSES[name].numbers(table).items():
-                    found.setdefault((LENSES[name].title, quantity), []).append(value)
-            found.setdefault((SAID, LEANING), []).append(leaning(vlm, block))
-    return {key: np.array(values) for key, values in found.items()}
-
-
-def instruments(vlm: VLM) -> list:
-    """Every built-in lens without what its numbers here do not need: permutations, texts without pictures, a second target."""
-    return [
-        AttentionShift(), ImplicitAlignment(permutations=1), VocabularyView(vlm.writer.tokenizer), OutlierOverlap(agreement=False),
-        EmbeddingProbe([target for target in scene_targets() if target.name == "depth"]), WeightOverlap(sparsity=(0.5,)),
-    ]  # fmt: skip
+        found = lens_values(vlm, blocks, batch_size=batch_size, seed=seed).numbers
+        return found | {(SAID, LEANING): np.array([leaning(vlm, block) for block in blocks])}
 
 
 def leaning(vlm: VLM, scenes: Sequence[Sample]) -> float:

@@ -5,7 +5,7 @@ Items tell how far a result would be another on other pictures, seeds how far it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -70,6 +70,24 @@ def over_seeds(
             row["detectable"] = smallest_effect(change.std()) if change.any() else np.nan
         rows.append(row)
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+
+
+def each_training(after: Mapping[str, Tally], before: Tally | None = None) -> pd.DataFrame:
+    """The values behind `over_seeds`: one row a training (column model) and metric, with after, before and difference."""
+    kept = None if before is None else before.metrics(before.counts.sum(0))
+    rows = []
+    for name, tally in after.items():
+        for metric, value in tally.metrics(tally.counts.sum(0)).items():
+            row = {
+                "model": name,
+                "metric": metric,
+                "after": float(value),
+                "n": tally.sizes.get(metric, len(tally.counts)),
+            }
+            if kept is not None:
+                row |= {"before": float(kept[metric]), "difference": float(value - kept[metric])}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def mean_tally(values: dict[str, np.ndarray]) -> Tally:
