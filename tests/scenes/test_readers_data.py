@@ -210,3 +210,9 @@ def test_scenes_that_cannot_be():
     assert open_data("scenes:caption", n=2).kind == open_data("scenes", kind="caption", n=2).kind == "caption"
     assert "'moon'" in message(open_data, "scenes", split="moon")
     assert "allowed are max_pixels, kind, n, split, seed" in message(open_data, "scenes", images="x")
+
+
+def test_scenes_from_a_place_on():
+    every = list(open_data("scenes:caption", n=4))
+    assert [one.id for one in open_data("scenes:caption", n=2, start=2)] == [one.id for one in every[2:]]
+    assert "start=-1" in message(open_data, "scenes", start=-1)

@@ -21,6 +21,7 @@ from chiasm.scenes.world import (
     World,
     boxes,
     make_scene,
+    place_in_split,
     relations,
     split_seeds,
 )
@@ -174,3 +175,8 @@ def test_dials_survive_json_and_bad_ones_are_refused():
         World(min_things=4, max_things=3)
     with pytest.raises(ValueError, match="spurious"):
         World(spurious=("car", "dragon", 0.1))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_place_of_a_seed_is_where_its_split_has_it(split):
+    assert [place_in_split(seed) for seed in split_seeds(split, 25, 7)] == [(split, i) for i in range(7, 32)]
