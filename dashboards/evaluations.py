@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -39,16 +39,22 @@ def evaluated(runs: Sequence[Listed]) -> list[Evaluated]:
                 answers = run.experiment == "evaluate" and (run.path / "answers").is_dir()
                 complete = run.state == "complete"
                 found.append(Evaluated(run_name(run), str(name), table, label(run), complete, answers))
-    return told_apart(found)
+    more = told_apart([(one.benchmark, one.label) for one in found], [one.run for one in found])
+    return [replace(one, label=one.label + end) for one, end in zip(found, more, strict=True)]
 
 
-def told_apart(found: list[Evaluated]) -> list[Evaluated]:
-    """Where labels of one benchmark are the same, the end of the run's name is added."""
-    seen = Counter((one.benchmark, one.label) for one in found)
-    return [
-        one if seen[one.benchmark, one.label] == 1 else replace(one, label=f"{one.label} {one.run[-6:]}")
-        for one in found
-    ]
+def told_apart(labels: Sequence[Hashable], names: Sequence[str]) -> list[str]:
+    """What is added to each label so that no two are the same: the end of the run's name where they are, else nothing."""
+    seen = Counter(labels)
+    return [f" {name[-6:]}" if seen[label] > 1 else "" for label, name in zip(labels, names, strict=True)]
+
+
+def shortened(labels: Sequence[str]) -> dict[str, str]:
+    """Label → what is left of it without the words that all of them share, for a place where there is little room."""
+    words = [label.split() for label in labels]
+    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    left = [" ".join(word for word in each if word not in shared) for each in words]
+    return dict(zip(labels, left if all(left) and len(set(left)) == len(left) else labels, strict=True))
 
 
 def label(run: Listed) -> str:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from ..answers_view import answers_view
 from ..charts import escaped, show
-from ..evaluations import Evaluated, evaluated
+from ..evaluations import Evaluated, evaluated, shortened
 from ..session import shown_error, store
 
 FIRST = ("accuracy", "chair_i", "chair", "score")
@@ -80,7 +80,9 @@ def _scores(runs: list[Evaluated]) -> None:
             "Measure", metrics, default=start, required=True, format_func=figures.named, key=f"hallucination_metric_{'_'.join(metrics)}", **KEEP,
         )  # fmt: skip
     rows = every[(every["split"] == split) & (every["metric"] == metric)]
-    drawn = [figures.values(tables, metric, split), figures.differences(tables, metric, split)]
+    short = shortened(list(tables))
+    named = {short[name]: table for name, table in tables.items()}
+    drawn = [figures.values(named, metric, split), figures.differences(named, metric, split)]
     drawn = [figure for figure in drawn if figure is not None]
     for column, figure in zip(st.columns(len(drawn)), drawn, strict=True):
         with column:
