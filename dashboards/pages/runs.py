@@ -57,7 +57,10 @@ def _run(name: str) -> None:
     model = run_facts.model_of(run)
     head.subheader(escaped(f"{run.experiment}" + (f" of {model}" if model else "")))
     if button.button("Delete …", icon=":material/delete:", key="runs_delete", width="stretch"):
-        _delete(name)
+        st.session_state["runs_doomed"] = name
+    if st.session_state.get("runs_doomed") == name:
+        with shown_error():
+            _delete(name)
     if run.state != "complete":
         st.warning(f"**{run.state.capitalize()}.** {escaped(run.detail)}", icon=STATES[run.state])
     view = st.segmented_control("What to show", VIEWS, default=VIEWS[0], key="runs_view", label_visibility="collapsed") or VIEWS[0]  # fmt: skip
@@ -111,17 +114,21 @@ def _log(name: str) -> None:
     st.code(text or "(empty)", language=None, wrap_lines=True)
 
 
-@st.dialog("Delete this run?")
 def _delete(name: str) -> None:
-    with shown_error():
-        run = store().run(name)
-        files, size = run_facts.weight(run.path)
-        st.markdown(f"**{escaped(name)}** has {files:,} files, {size / 2**20:,.1f} MiB. This cannot be undone.")
+    """Asks once more; what it would cost is told first."""
+    run = store().run(name)
+    files, size = run_facts.weight(run.path)
+    with st.container(border=True, key="runs_sure"):
+        st.markdown(
+            f"**Delete {escaped(name)}?** It has {files:,} files, {size / 2**20:,.1f} MiB. This cannot be undone."
+        )
         if run.state == "incomplete" and not run.manifest.get("error"):
             st.warning("It may still be running: the process would fail at its next file.", icon=":material/warning:")
-        yes, no = st.columns(2)
-        if no.button("Keep it", key="runs_keep", width="stretch"):
-            st.rerun()
-        if yes.button("Delete it", key="runs_confirm", type="primary", icon=":material/delete:", width="stretch"):
-            store().delete(name)
-            st.rerun()
+        with st.container(horizontal=True):
+            yes = st.button("Delete it", key="runs_confirm", type="primary", icon=":material/delete:")
+            no = st.button("Keep it", key="runs_keep")
+    if yes:
+        store().delete(name)
+    if yes or no:
+        del st.session_state["runs_doomed"]
+        st.rerun()
