@@ -57,7 +57,7 @@ def study(
 ) -> Study:
     """`run` for a model that is open, with what the report needs. limit: scenes asked about, and described."""
     n = limit or SCENES
-    asking, describing = (_first_scenes(open_benchmark(name, seed=seed), n) for name in ("pope-scenes", "chair-scenes"))
+    asking, describing = (first_scenes(open_benchmark(name, seed=seed), n) for name in ("pope-scenes", "chair-scenes"))
     how = {"batch_size": batch_size, "seed": seed, "seeds": seeds, "progress": False}
     with Run.create("hallucination", {"model": vlm.name, "limit": limit, "seed": seed}, root) as kept:
         asked = evaluate(vlm, asking, methods(vlm, asking), **how)
@@ -167,7 +167,7 @@ def _compared(captions: dict[str, Sequence[str]], base: str, records) -> pd.Data
     )  # fmt: skip
 
 
-def _first_scenes(benchmark: Benchmark, n: int) -> Benchmark:
+def first_scenes(benchmark: Benchmark, n: int) -> Benchmark:
     """The questions about the first n scenes."""
     scenes = list(dict.fromkeys(sample.truth["scene"].seed for sample in benchmark.samples))[:n]
     return replace(benchmark, samples=[s for s in benchmark.samples if s.truth["scene"].seed in set(scenes)])

@@ -64,7 +64,7 @@ def over_seeds(
         row |= {"sd": each.std(ddof=1) if k > 1 else np.nan, "least": each.min(), "most": each.max()}
         if before is not None:
             change = draw[:, 0] - draw[:, 1]
-            row |= {"before": values[0], "difference": each.mean() - values[0]}
+            row |= {"before": values[0], "difference": (each - values[0]).mean()}
             row["before_low"], row["before_high"] = percentile_interval(draw[:, 1], len(sums))
             row["difference_low"], row["difference_high"] = percentile_interval(change, len(sums))
             row["detectable"] = smallest_effect(change.std()) if change.any() else np.nan

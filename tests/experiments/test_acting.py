@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.experiments import acting
-from chiasm.experiments.acting import Changed, against_random, before_after, claims, paired, split
+from chiasm.experiments.acting import Changed, against_random, before_after, claims, paired
 from chiasm.experiments.figures import Heat
 from chiasm.experiments.figures.acting import changes as figure
 from chiasm.experiments.figures.rows import pick
+from chiasm.experiments.lens_values import instruments, split
 from chiasm.experiments.lenses import LENSES
 from chiasm.experiments.page import number
 from chiasm.experiments.run import load_run
@@ -57,7 +58,7 @@ def test_every_lens_is_measured_again_under_every_intervention(study):
 
 def test_numbers_are_those_of_the_cards():
     vlm = open_vlm("organism", device="cpu")
-    tables = measure(vlm, list(framed_scenes(6)), acting.instruments(vlm), progress=False).tables
+    tables = measure(vlm, list(framed_scenes(6)), instruments(vlm), progress=False).tables
     cards = {card.name: card.value for name, table in tables.items() for card in LENSES[name].cards(table)}
     numbers = {key: value for name, table in tables.items() for key, value in LENSES[name].numbers(table).items()}
     for card, key in (("IMA score (same layer)", "IMA score"), ("Attention shift", "attention shift"), ("Shared weights (IoU)", "shared weights (IoU)")):  # fmt: skip
