@@ -47,7 +47,8 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a generation showed. tokens (W), words (W): texts that joined give the answer; finished: whether it came to its end.
+    """What a generation showed. tokens (W), words (W): texts that joined give the answer; ending: what ended it, "end" (the
+    model), "longest" (the most tokens asked for) or "stopped".
 
     attention: (V, L, H, N), fp32, of the query that predicts word v to candidate n of the picture, in `layers` (L), of the V first
     words. segments: (V, M, H, S) of the same queries to the spans `Spans.names`, in `text_layers` (M). boxes: (N, 4)
@@ -56,7 +57,7 @@ class Seen:
 
     tokens: tuple[int, ...]
     words: tuple[str, ...]
-    finished: bool
+    ending: str
     seconds: float
     layers: tuple[int, ...]
     attention: np.ndarray
@@ -116,11 +117,12 @@ class Watch:
 
     def seen(self) -> Seen | None:
         """What was seen until now; None before the first word. Not while the stream is running."""
-        if self.encoder is None:
+        if not self.attention:
             return None
         words = texts(self.vlm.tokenizer, self.tokens)
+        ending = "stopped" if self.stopped else "longest" if len(self.tokens) == self.most else "end"
         return Seen(
-            tuple(self.tokens), words, not self.stopped and len(self.tokens) < self.most, self.seconds, self.layers,
+            tuple(self.tokens), words, ending, self.seconds, self.layers,
             np.stack(self.attention), self.text_layers, np.stack(self.segments), self.place.boxes.cpu().numpy(),
             self.place.tiles.cpu().numpy(), self.encoder,
         )  # fmt: skip

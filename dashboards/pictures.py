@@ -93,7 +93,7 @@ def sample_of(manifest: Mapping[str, Any], sample_id: str) -> Sample:
     from ..experiments.benchmarks import open_benchmark  # takes seconds to import
 
     config = manifest.get("config") or {}
-    if config.get("benchmark"):
+    if config.get("benchmark") and not str(config["benchmark"]).endswith("-scenes"):  # those are known by their ids
         samples = open_benchmark(
             config["benchmark"], config.get("source"), limit=config.get("limit"), seed=config.get("seed") or 0,
             **read_options(config.get("read")),

@@ -102,7 +102,7 @@ def test_the_organism_looks_where_eager_attention_says(organism):
         sample = scene_at(number)[asked]
         watch, seen = _watched(organism, sample.images[0], sample.prompt, 24)
         _check(watch, seen)
-    assert seen.finished and seen.words[-1] == "" and len(seen.words) == len(seen.tokens)
+    assert seen.ending == "end" and seen.words[-1] == "" and len(seen.words) == len(seen.tokens)
     assert seen.map(0).shape == (4, 64) and seen.shares(0).shape == (4, len(Spans.names))
     np.testing.assert_allclose(seen.map(1)[2], seen.attention[1, 2].mean(0))
     np.testing.assert_allclose(seen.map(1, 3)[2], seen.attention[1, 2, 3])
@@ -156,7 +156,7 @@ def test_nothing_of_the_square_of_the_length_is_kept(organism, monkeypatch):
     sample = scene_at(0)[0]
     watch, seen = _watched(organism, sample.images[0], sample.prompt, 30)
     assert not watch.recorder.read
-    assert seen.attention.nbytes == 30 * 4 * 4 * 64 * 4
+    assert seen.ending == "longest" and seen.attention.nbytes == 30 * 4 * 4 * 64 * 4
     monkeypatch.setattr(live, "MOST_BYTES", 10 * seen.attention[0].nbytes)
     _, short = _watched(organism, sample.images[0], sample.prompt, 30)
     assert len(short.words) == 30 and len(short.attention) == len(short.segments) == 10
@@ -172,7 +172,7 @@ def test_an_answer_that_is_given_up_keeps_what_was_seen(organism):
         told = [next(pieces) for _ in range(4)]
     assert threading.active_count() == before and not sites_read()
     seen = watch.seen()
-    assert not seen.finished and 4 <= len(seen.tokens) < 60 and seen.answer.startswith("".join(told).strip())
+    assert seen.ending == "stopped" and 4 <= len(seen.tokens) < 60 and seen.answer.startswith("".join(told).strip())
     assert len(seen.attention) == len(seen.tokens)
 
 
