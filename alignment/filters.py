@@ -39,7 +39,8 @@ class Filters:
     """judge: how truth is told. margin: of a judge that is not exact: how much truer the chosen text must be. max_length_difference:
     in tokens as `length` counts them (default: words). similarity: a function of two texts and the value at which they are too
     similar (Re-Align: cosine of sentence embeddings, 0.95); None: not looked at, since such embeddings hardly move when one colour
-    changes. check_picture: the chosen text must be less true of the rejected picture.
+    changes. check_picture: the chosen text must be less true of the rejected picture. enforced: False tells truth and refuses nothing for
+    it, nor for length.
     """
 
     judge: Judge
@@ -48,6 +49,7 @@ class Filters:
     length: Callable[[str], int] = lambda text: len(text.split())
     similarity: tuple[Callable[[str, str], float], float] | None = None
     check_picture: bool = True
+    enforced: bool = True
 
     def text(self, masked: MaskedText, fill: Fill) -> str | None:
         """The reason to refuse a fill by its text alone, or None."""
@@ -57,7 +59,7 @@ class Filters:
             return "mask_left"
         if _same(fill.text, masked.text) or all(map(_same, fill.strings, masked.originals)):
             return "unchanged"
-        if abs(self.length(fill.text) - self.length(masked.text)) > self.max_length_difference:
+        if self.enforced and abs(self.length(fill.text) - self.length(masked.text)) > self.max_length_difference:
             return "length"
         if self.similarity is not None and self.similarity[0](masked.text, fill.text) >= self.similarity[1]:
             return "too_similar"
@@ -66,7 +68,11 @@ class Filters:
     def chosen(self, texts: Sequence[str], shown: Sequence[Shown]) -> list[tuple[str | None, float | None]]:
         """(reason or None, truth) of each chosen text under its own picture. Only an exact judge refuses."""
         truths = self.judge(texts, shown) if texts else []
-        return [("chosen_false" if self.judge.exact and truth == 0 else None, truth) for truth in truths]
+        refuse = self.judge.exact and self.enforced
+        return [
+            (("chosen_false" if truth == 0 else "not_checkable" if truth is None else None) if refuse else None, truth)
+            for truth in truths
+        ]
 
     def rejected_texts(self, truths: Sequence[float | None], texts: Sequence[str], shown: Sequence[Shown]):
         """(reason or None, truth) of each rejected text under the picture itself; truths: of the chosen texts there."""
@@ -83,6 +89,8 @@ class Filters:
         return [(self._reason(code, before, now), now) for before, now in zip(truths, found, strict=True)]
 
     def _reason(self, code: str, before: float | None, now: float | None) -> str | None:
+        if not self.enforced:
+            return None
         if now is None or before is None:
             return "not_checkable"
         allowed = 0.0 if self.judge.exact else before - self.margin

@@ -25,7 +25,7 @@ def card(facts: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
         f"{n} pairs of {read} items. Open with `datasets.load_from_disk`. `images` holds the picture, `rejected_images` the rejected one; "
         "`chosen` and `rejected` answer `prompt`. The rejected text differs from the chosen one in words for objects, attributes or "
         "relations, which were masked and filled as the rejected picture suggests (for pictures made worse: as a retrieved one does).",
-        "", f"Checked by `{setup['judge']}`: the rejected text is false of the picture, the chosen text less true of the rejected picture.",
+        "", "Nothing was checked but that the texts differ." if not setup["config"]["filters"] else f"Checked by `{setup['judge']}`: the rejected text is false of the picture, the chosen text less true of the rejected picture.",
         "", "## Do the texts give it away?", "",
         f"Accuracy of a text-only classifier, cross-validated: {told}; 0.5 is wanted.",
         f"Mean length difference (rejected less chosen): {facts['length_difference']:+.3f} tokens.",

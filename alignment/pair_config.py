@@ -15,7 +15,8 @@ class PairConfig:
 
     mask: "balanced" (each text one kind, the kind with the fewest pairs so far), "all", or one kind. rate: share of the spans of that
     kind that are masked, at least one. k: neighbours tried in the order of their similarity; fills: tried of each. rejected_image:
-    see `rejected_images.KINDS`. margin, max_length_difference: see `Filters`. fluency: share of the pairs that is dropped at the end,
+    see `rejected_images.KINDS`. filters: False keeps what is not true or not to be told, as the published method does, which checks
+    nothing; truth is noted all the same. margin, max_length_difference: see `Filters`. fluency: share of the pairs that is dropped at the end,
     those whose rejected text the backend finds least likely. chunk: texts that are worked on together, and kept together. chat:
     prompt and answers as conversations, which needs a model with a chat template; else plain strings.
     """
@@ -25,6 +26,7 @@ class PairConfig:
     k: int = 10
     fills: int = 4
     rejected_image: str = "retrieved"
+    filters: bool = True
     margin: float = 0.1
     max_length_difference: int = 2
     fluency: float = 0.0

@@ -74,8 +74,6 @@ class Search:
         for i, (item, row) in enumerate(items):
             reason, truth = judged.get(i, (item.reason, None))
             reason = reason if chosen.get(i) or item.reason else "no_answer"
-            if reason is None and truth is None and self.filters.judge.exact:
-                reason = "not_checkable"
             kind, masked = (None, None) if reason else self._mask(item, chosen[i], planned)
             if reason is None and masked is None:
                 reason = "nothing_to_mask"

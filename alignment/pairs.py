@@ -82,7 +82,7 @@ def build_pairs(
     counted = {"length": length[1]} if length else {}
     filters = Filters(
         judge, config.margin, config.max_length_difference, similarity=similarity[1:] if similarity else None,
-        check_picture=config.rejected_image in SHOW_ELSE, **counted,
+        check_picture=config.rejected_image in SHOW_ELSE, enforced=config.filters, **counted,
     )  # fmt: skip
     kept = RecordFile(folder.records, config.chunk)
     made = Counter(record["kind"] for record in kept.records if "reason" not in record)

@@ -86,6 +86,9 @@ def pairs(
             metavar="NAME",
         ),
     ] = None,
+    filters: Annotated[
+        bool, typer.Option(help="Off: keep pairs that are not true or cannot be checked, as the published method does.")
+    ] = True,
     plain: Annotated[
         bool, typer.Option("--plain", help="Strings, not conversations; for models without a chat template.")
     ] = False,
@@ -118,7 +121,14 @@ def pairs(
     from ..alignment.sentences import SentenceSimilarity
 
     config = PairConfig(
-        mask=mask, rate=rate, k=k, rejected_image=rejected_image, fluency=fluency, chat=not plain, seed=seed
+        mask=mask,
+        rate=rate,
+        k=k,
+        rejected_image=rejected_image,
+        filters=filters,
+        fluency=fluency,
+        chat=not plain,
+        seed=seed,
     )
     scenes = data == "scenes" or data.startswith("scenes:")
     n = 200 if scenes and n is None else n

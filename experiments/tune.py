@@ -95,6 +95,8 @@ def tune(
     held_out: so many pairs are kept apart and judged before, while and after (default: a tenth, at most 64; 0: none). resume:
     from the newest whole checkpoint there, to the same numbers. Raises UserError as `VisualDPOTrainer` does.
     """
+    from transformers import PrinterCallback
+
     from ..alignment.adapters import language_lora
     from ..alignment.config import VisualDPOConfig
     from ..alignment.trainer import VisualDPOTrainer
@@ -117,6 +119,7 @@ def tune(
         vlm, args=args, train_dataset=train, eval_dataset=kept, peft_config=language_lora(vlm.model, **lora), run=run,
         callbacks=[StepMeter(progress)],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # the meter shows what it would print
     try:
         trainer.train(resume_from_checkpoint=resume or None)
         adapter = place / "adapter"
@@ -135,11 +138,11 @@ def tune(
 
 HELD = {
     "loss": "loss",
-    "rewards/accuracies": "chosen answer gains on the rejected one, share",
-    "rewards/margins": "that margin, beta × nats",
-    "rewards/visual_accuracies": "it gains on itself under the other picture, share",
-    "rewards/visual_margins": "that margin, beta × nats",
-    "rewards/displaced": "chosen answer less likely than before, share",
+    "rewards/accuracies": "chosen answer gained on the rejected one, share",
+    "rewards/margins": "by how much, beta × nats",
+    "rewards/visual_accuracies": "chosen answer gained on itself under the rejected picture, share",
+    "rewards/visual_margins": "by how much, beta × nats",
+    "rewards/displaced": "chosen answer became less likely, share",
     "kl/chosen": "chosen answer, reference minus policy, nats a token",
 }
 """Metrics of held-out pairs that are told, and what they are."""

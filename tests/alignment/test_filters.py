@@ -148,3 +148,18 @@ def test_sentence_similarity(tmp_path):
 
 def test_every_reason_is_explained():
     assert all(REASONS.values()) and len(set(REASONS.values())) == len(REASONS)
+
+
+def test_an_answer_is_judged_by_what_was_asked():
+    asked = Shown(GREY, {"scene": KITCHEN}, "what color is the cup ?")
+    assert SceneJudge()(["red", "blue"], [asked] * 2) == [1.0, 0.0]
+    assert SceneJudge()(["red"], [shown()]) == [None]  # nobody asked
+
+
+def test_without_filters_truth_is_told_and_nothing_is_refused_for_it():
+    filters = Filters(SceneJudge(), enforced=False)
+    assert filters.chosen(["a blue cup .", "a cup of tea"], [shown()] * 2) == [(None, 0.0), (None, None)]
+    assert filters.rejected_texts([1.0], ["a cup ."], [shown()]) == [(None, 1.0)]
+    assert filters.rejected_pictures([1.0], [TEXT], [shown()]) == [(None, 1.0)]
+    assert filters.text(MASKED, Fill("a blue and green and very old cup in a kitchen .", ("blue and very old",))) is None
+    assert filters.text(MASKED, Fill("a red cup in a kitchen .", ("red",))) == "unchanged"
