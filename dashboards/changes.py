@@ -20,6 +20,7 @@ from ..scenes.world import place_in_split
 from ..steering import Direction, steer
 from .directions_at_hand import Source, quoted
 from .marked import GOOD, PLAIN, Piece
+from .pictures import MAX_SIDE
 
 PLACEHOLDER = "picture.png"
 """Stands in code for the file of a picture that only the page has."""
@@ -219,7 +220,9 @@ class Panel:
         return Copied(shlex.join(words), self._hint())
 
     def _hint(self) -> str:
-        return "" if self.scene is not None else f"`{PLACEHOLDER}` stands for the file of your picture."
+        if self.scene is not None:
+            return ""
+        return f"`{PLACEHOLDER}` stands for the file of your picture (the page scales longer sides down to {MAX_SIDE} pixels)."
 
 
 def scene_of(image: Image.Image, sample: Sample | None) -> int | None:
