@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -11,6 +13,8 @@ import pytest
 import streamlit as st
 from chiasm.dashboards import pictures
 from chiasm.dashboards.live import Watch
+from chiasm.dashboards.looked import labels
+from chiasm.dashboards.overlays import percent
 from chiasm.dashboards.pages import look
 from chiasm.dashboards.pictures import scene_at
 from chiasm.dashboards.store import run_name
@@ -60,23 +64,27 @@ def test_the_page_opens_without_a_model(open_page, monkeypatch):
     assert not _button(page, "Generate").disabled
 
 
+def test_the_page_is_drawn_without_what_takes_seconds_to_import():
+    script = "import sys, chiasm.dashboards.pages.look; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_an_answer_is_read_word_by_word(open_page, monkeypatch):
     page = _generated(open_page)
     seen = page.session_state["look_looked"].seen
     assert len(seen.words) == 24 and seen.answer.startswith("this is a picture of a")
-    names = look.labels(seen.words)
+    names = labels(seen.words)
     assert len(_pills(page).options) == 24
     monkeypatch.setattr(Watch, "stream", lambda self: pytest.fail("it was generated again"))
     twice = next(i for i, name in enumerate(names) if name.endswith("\u200b"))  # a word that comes again
     page.button_group(key=_pills(page).key).set_value(twice).run()
     values = seen.map(twice)[seen.layers.index(page.select_slider(key="look_layer").value)]
     assert f"“{names[twice].rstrip(chr(0x200B))}”" in _said(page)
-    assert f"{look.overlays.percent(values.sum())} of its attention is on the picture" in _said(page)
+    assert f"{percent(values.sum())} of its attention is on the picture" in _said(page)
     page.select_slider(key="look_layer").set_value(1)
     page.selectbox(key="look_head").set_value(2).run()
-    assert f"layer 1, head 2: {look.overlays.percent(seen.attention[twice, 1, 2].sum())} of its attention" in _said(
-        page
-    )
+    assert f"layer 1, head 2: {percent(seen.attention[twice, 1, 2].sum())} of its attention" in _said(page)
     assert not page.exception and not page.error
 
 
@@ -117,7 +125,7 @@ def test_a_picture_of_the_users_own(open_page, monkeypatch):
     del page.session_state["look_own"]
     uploads[0] = SimpleNamespace(name="broken.png", getvalue=lambda: b"some text")
     page.run()
-    assert "is not a picture" in page.error[0].value and not page.exception
+    assert len(page.error) == 1 and "is not a picture" in page.error[0].value and not page.exception
     assert "look_looked" in page.session_state  # the rest goes on
 
 
