@@ -125,12 +125,22 @@ def _panel(chart: Chart, panel: Panel, key: str) -> None:
     if panel.title:
         st.markdown(f"**{escaped(' '.join(panel.title.split()))}**")
     alone = replace(chart, panels=[replace(panel, title="")], columns=1, note="", widths=None, shared_y=False)
-    made = drawn(alone, dark=is_dark())
+    st.plotly_chart(
+        _drawing(alone, is_dark()), theme=None, width="stretch", key=f"chart-{key}",
+        config={"displaylogo": False, "displayModeBar": False},
+    )  # fmt: skip
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _drawing(chart: Chart, dark: bool) -> go.Figure:
+    """A chart of one panel as a page shows it; kept, as a page is drawn anew at every change of a control."""
+    panel = chart.panels[0]
+    made = drawn(chart, dark=dark)
     named = any(getattr(mark, "label", "") and hasattr(mark, "high") for mark in panel.marks) and panel.direct
     made.update_layout(margin=dict(l=8, r=EDGE if named else 8, t=8, b=8), height=_height(chart, panel))
     made.update_xaxes(automargin=True)
     made.update_yaxes(automargin=True)
-    st.plotly_chart(made, theme=None, width="stretch", key=f"chart-{key}", config={"displaylogo": False, "displayModeBar": False})  # fmt: skip
+    return made
 
 
 def _height(chart: Chart, panel: Panel) -> int:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import streamlit as st
 
-from .session import shown_error
+from .session import shown_error, warming
 
 STYLE = """<style>
 .stMainBlockContainer { padding-top: 4.2rem; padding-bottom: 3rem; }
@@ -31,6 +31,7 @@ def draw() -> None:
     st.set_page_config(page_title="chiasm", page_icon=":material/hub:", layout="wide")
     st.html(STYLE)
     st.navigation([page(name) for name in PAGES], position="top").run()
+    warming()
 
 
 def page(name: str):

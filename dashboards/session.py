@@ -39,9 +39,24 @@ def model_lock(model: str | None = None, adapter: str | None = None) -> threadin
 
 @st.cache_resource(show_spinner="Opening the model …", max_entries=2)
 def _opened(model: str, adapter: str | None, device: str | None) -> tuple[VLM, threading.RLock]:
+    warming().join()  # two threads that import the same libraries by different ways may get in each other's way
     from ..experiments.options import open_model
 
     return open_model(model, adapter=adapter, device=device), threading.RLock()
+
+
+@st.cache_resource(show_spinner=False)
+def warming() -> threading.Thread:
+    """Imports what the pages need, once, while the first page is being looked at: it takes seconds."""
+    from importlib import import_module
+
+    def load() -> None:
+        for name in ("chiasm.experiments.lenses", "matplotlib.figure", "chiasm.models"):
+            import_module(name)
+
+    thread = threading.Thread(target=load, name="warming", daemon=True)
+    thread.start()
+    return thread
 
 
 def store() -> Store:

@@ -61,9 +61,12 @@ class Store:
 
     def table(self, name: str, table: str) -> pd.DataFrame:
         """One table, not to be changed by who reads it. Raises UserError where it is missing or damaged."""
-        folder = self.run(name).path / "tables"
-        stat = self.file(name, "tables", f"{table}.parquet").stat()
-        return _table(folder, table, stat.st_mtime_ns, stat.st_size)
+        path = self.file(name, "tables", f"{table}.parquet")
+        return _table(path.parent, path.stem, *_stamp(path))
+
+    def stamp(self, name: str, table: str) -> tuple[int, int]:
+        """Changes when the table does. Raises UserError where it is missing."""
+        return _stamp(self.file(name, "tables", f"{table}.parquet"))
 
     def sources(self, table: str) -> list[Source]:
         """Every table of that name, newest run first: a run's own, and those of the models it compares (`<who>.<table>`)."""
@@ -168,6 +171,11 @@ def _folders(path: str | Path) -> list[os.DirEntry]:
             return [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     except OSError:
         return []
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=KEPT_TABLES)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
+from ...experiments.figures import Figure
 from ...experiments.lenses import LENSES
 from .. import charts, comparing, concepts
 from ..session import shown_error, store
@@ -61,10 +62,11 @@ def _sources(lens: str) -> list[Source]:
 
 
 def _lens(lens: str, sources: Sequence[Source]) -> None:
-    tables = {}
+    tables, stamps = {}, []
     for name, source in comparing.labelled(sources).items():
         with shown_error():  # a damaged table leaves the others
             tables[name] = store().table(source.run_name, source.table)
+            stamps.append((name, source.key, *store().stamp(source.run_name, source.table)))
     if not tables:
         return
     with shown_error():
@@ -74,10 +76,9 @@ def _lens(lens: str, sources: Sequence[Source]) -> None:
     way = "beside"
     if len(tables) > 1:
         way = st.segmented_control("How to compare", list(WAYS), format_func=WAYS.get, key="lenses_way", default="together") or "together"  # fmt: skip
-    functions = comparing.functions(lens)
-    for i, function in enumerate(functions):
+    for i in range(len(comparing.functions(lens))):
         with shown_error():
-            figure = comparing.compared(function, tables, overlaid=way == "together")
+            figure = _figure(lens, i, stamps, way == "together", tables)
             if figure is not None:
                 charts.fold(figure, key=f"lenses-{lens}-{i}-{way}", opened=i == 0)
     with shown_error():
@@ -86,3 +87,11 @@ def _lens(lens: str, sources: Sequence[Source]) -> None:
             "All numbers of this lens (CSV)", lambda: everything.to_csv(index=False).encode(), f"{lens}.csv", "text/csv",
             key=f"lenses_all_{lens}", on_click="ignore", icon=":material/download:",
         )  # fmt: skip
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _figure(
+    lens: str, i: int, stamps: Sequence[tuple], overlaid: bool, _tables: dict[str, pd.DataFrame]
+) -> Figure | None:
+    """The lens's i-th figure, made again when one of the tables has changed."""
+    return comparing.compared(comparing.functions(lens)[i], _tables, overlaid=overlaid)
