@@ -11,7 +11,7 @@ from . import frame
 from .charts import escaped
 from .evaluations import Evaluated
 from .marked import STYLE, pieces_of, said_html
-from .session import shown_error, store
+from .session import shown_error, store, warming
 
 if TYPE_CHECKING:  # seconds to import
     from ..scenes.sample import Sample
@@ -31,7 +31,7 @@ KEEP = {"persist_state": "session"}
 
 def answers_view(runs: Sequence[Evaluated]) -> None:
     """Lays out the answers of one of the runs."""
-    kept = {one.label: one.run for one in runs if one.answers}
+    kept = {one.label: one for one in runs if one.answers}
     if not kept:
         st.info(
             "These runs kept their scores, not their answers. Runs of `chiasm evaluate` keep both.",
@@ -40,10 +40,13 @@ def answers_view(runs: Sequence[Evaluated]) -> None:
         return
     name = next(iter(kept))
     if len(kept) > 1:
-        name = st.selectbox("Answers of", list(kept), key=f"hallucination_answers_{'_'.join(kept.values())}", **KEEP)
-    run = kept[name]
+        name = st.selectbox(
+            "Answers of", list(kept), key=f"hallucination_answers_{'_'.join(one.run for one in kept.values())}", **KEEP
+        )
+    run = kept[name].run
     with st.spinner("Reading the answers …"):
-        answers = _answers(run)
+        warming().join()
+        answers = _answers(kept[name])
     for problem in answers.problems[:PROBLEMS]:
         st.warning(escaped(problem), icon=":material/report:")
     if len(answers.problems) > PROBLEMS:
@@ -169,18 +172,19 @@ def _counts(answers: Answers) -> None:
             )
 
 
-def _answers(run: str) -> Answers:
+def _answers(one: Evaluated) -> Answers:
     """Read again when one of the files has changed."""
-    listed = store().run(run)
+    listed = store().run(one.run)
     files = sorted((listed.path / "answers").glob("*.jsonl"))
-    return _read(str(listed.path), tuple((file.name, file.stat().st_mtime_ns) for file in files), listed.manifest)
+    changed = tuple((file.name, file.stat().st_mtime_ns) for file in files)
+    return _read(str(listed.path), changed, one.prefix, {**listed.manifest, "benchmark": one.benchmark})
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def _read(path: str, changed: tuple, _manifest) -> Answers:
+def _read(path: str, changed: tuple, prefix: str, _manifest) -> Answers:
     from .samples import read_run_answers
 
-    return read_run_answers(path, _manifest)
+    return read_run_answers(path, _manifest, prefix)
 
 
 @st.cache_resource(show_spinner=False, max_entries=256)

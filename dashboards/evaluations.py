@@ -16,8 +16,8 @@ TABLES = {"evaluate": {"": "scores"}, "hallucination": {"pope-scenes": "pope", "
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One benchmark asked in one run. run: its name in the store; table: that of the scores; label: for people, unlike all others';
-    answers: whether each answer was kept."""
+    """One benchmark asked in one run. run: its name in the store; table: that of the scores, "" where they are another page's; label:
+    for people, unlike all others'; answers: whether each answer was kept; prefix: what the names of their files begin with."""
 
     run: str
     benchmark: str
@@ -25,6 +25,7 @@ class Evaluated:
     label: str
     complete: bool
     answers: bool
+    prefix: str = ""
 
 
 def evaluated(runs: Sequence[Listed]) -> list[Evaluated]:
@@ -33,6 +34,9 @@ def evaluated(runs: Sequence[Listed]) -> list[Evaluated]:
     for run in runs:
         if run.state not in ("complete", "incomplete"):
             continue
+        for benchmark in _compared(run):
+            name = f"{label(run)} tuned"
+            found.append(Evaluated(run_name(run), benchmark, "", name, run.state == "complete", True, f"{benchmark}."))
         for benchmark, table in TABLES.get(run.experiment, {}).items():
             name = benchmark or run.manifest.get("benchmark") or (run.manifest.get("config") or {}).get("benchmark")
             if name:
@@ -41,6 +45,12 @@ def evaluated(runs: Sequence[Listed]) -> list[Evaluated]:
                 found.append(Evaluated(run_name(run), str(name), table, label(run), complete, answers))
     more = told_apart([(one.benchmark, one.label) for one in found], [one.run for one in found])
     return [replace(one, label=one.label + end) for one, end in zip(found, more, strict=True)]
+
+
+def _compared(run: Listed) -> list[str]:
+    """Benchmarks whose answers a comparison of a tuned model with the model before keeps, as <benchmark>.<model>.jsonl."""
+    files = sorted((run.path / "answers").glob("*.*.jsonl")) if run.experiment == "against" else []
+    return list(dict.fromkeys(file.name.split(".")[0] for file in files))
 
 
 def told_apart(labels: Sequence[Hashable], names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,17 +10,21 @@ import streamlit as st
 
 from .charts import escaped
 from .marked import STYLE, said_html
-from .session import shown_error, store
+from .session import shown_error, store, warming
 from .training import trainings
 
 if TYPE_CHECKING:  # seconds to import
+    from PIL import Image
+
     from .pairs_browser import Contents, Pair, PairSet
 
 A_PAGE = 3
 """Pairs shown at a time."""
 
-SIDE = 320
-"""Pixels of a picture's longer side, at least; small ones are made larger."""
+HEIGHT = 320
+"""Pixels of the pictures of a pair."""
+
+SIDES = ("picture", "rejected picture")
 
 KEEP = {"persist_state": "session"}
 
@@ -27,6 +32,7 @@ KEEP = {"persist_state": "session"}
 def pairs_view() -> None:
     """Lays out the set that is chosen."""
     with st.spinner("Looking for pairs …"):
+        warming().join()
         from .pairs_browser import pair_sets, read_pair_set
 
         named = [one.manifest for one in trainings(store().runs())]
@@ -121,12 +127,16 @@ def _browse(name: str, contents: Contents) -> None:
 def _pair(pair: Pair, index: int) -> None:
     left, right = st.columns([2, 3])
     with left:
-        for place, picture, caption in zip(st.columns(2), pair.pictures, ("picture", "rejected picture"), strict=True):
-            with place:
-                if isinstance(picture, str):
-                    st.warning(escaped(picture))
-                else:
-                    st.image(_larger(picture), caption=caption, width="stretch", alt=f"{caption} of {pair.id}")
+        for problem in [picture for picture in pair.pictures if isinstance(picture, str)]:
+            st.warning(escaped(problem))
+        if pictures := [picture for picture in pair.pictures if not isinstance(picture, str)]:
+            names = [name for name, picture in zip(SIDES, pair.pictures, strict=True) if not isinstance(picture, str)]
+            st.image(
+                side_by_side(pictures),
+                caption=" | ".join(names),
+                width="stretch",
+                alt=f"{' and '.join(names)} of {pair.id}",
+            )
     with right:
         st.markdown(f"**{escaped(pair.prompt)}**")
         st.caption(escaped(f"{pair.id} · {pair.kind}"))
@@ -138,16 +148,17 @@ def _pair(pair: Pair, index: int) -> None:
             st.dataframe(checks, hide_index=True, key=f"tuning_checks_{index}", alt="What was checked of this pair")
 
 
-def _larger(picture):
-    """Small pictures are made larger by whole steps, so that they stay sharp."""
+def side_by_side(pictures: Sequence[Image.Image], height: int = HEIGHT, gap: int = 12) -> Image.Image:
+    """Pictures at one height in a row, which a narrow window does not tear apart. Small ones stay sharp enough to tell."""
     from PIL import Image
 
-    step = max(1, -(-SIDE // max(picture.size)))
-    return (
-        picture
-        if step == 1
-        else picture.resize((picture.width * step, picture.height * step), Image.Resampling.LANCZOS)
-    )
+    sizes = [(max(1, round(one.width * height / one.height)), height) for one in pictures]
+    row = Image.new("RGBA", (sum(width for width, _ in sizes) + gap * (len(sizes) - 1), height))
+    at = 0
+    for one, size in zip(pictures, sizes, strict=True):
+        row.paste(one.resize(size, Image.Resampling.LANCZOS), (at, 0))
+        at += size[0] + gap
+    return row
 
 
 def _dropped(contents: Contents) -> None:

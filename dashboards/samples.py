@@ -80,11 +80,12 @@ class Answers:
         return [fault for fault in FAULTS if fault in there]
 
 
-def read_run_answers(path: str | Path, manifest: Mapping[str, Any]) -> Answers:
+def read_run_answers(path: str | Path, manifest: Mapping[str, Any], prefix: str = "") -> Answers:
     """The answers in a run's folder, judged as its scores are. Files that are being written are read as far as they are; nothing is
-    ever written. Raises UserError for a run without answers."""
-    files = {file.stem: file for file in sorted((Path(path) / "answers").glob("*.jsonl"))}
-    order = (manifest.get("evaluation") or {}).get("methods") or []
+    ever written. prefix: of the names of the files that count, left out of the ways. Raises UserError for a run without answers."""
+    found = sorted((Path(path) / "answers").glob(f"{prefix}*.jsonl"))
+    files = {file.stem.removeprefix(prefix): file for file in found}
+    order = (manifest.get("evaluation") or {}).get("methods") or ["before"]
     ways = [name for name in order if name in files] + [name for name in files if name not in order]
     if not ways:
         raise UserError(

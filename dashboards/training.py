@@ -52,7 +52,7 @@ class Curve:
 
 ACCURACY = {"level": (0.5, "chance"), "limits": (-0.02, 1.02)}
 CURVES = (
-    Curve("loss", "Loss", "nats", "What is minimised. It starts at ln 2 = 0.69 for each preference term, since a model equals its reference at first."),
+    Curve("loss", "Loss", "nats", "What is minimised. It starts at ln 2 = 0.69 for each preference term, since a model equals its reference at first; methods with other terms compare by shape, not by height."),
     Curve("rewards/margins", "Margin: chosen against rejected answer", "β × nats",
           "How much more the chosen answer has gained than the rejected one. It should rise; without bound it is overfitting.", (0.0, "")),
     Curve("rewards/visual_margins", "Margin: right against rejected picture", "β × nats",

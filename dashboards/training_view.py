@@ -63,12 +63,12 @@ def _curves(chosen: Sequence[str], smooth: int, more: Sequence[str], live: bool)
     short = shortened(list(tables))
     named = {short[name]: table for name, table in tables.items()}
     figures = [(curve, made) for curve in drawn if (made := figure(curve, named, smooth)) is not None]
-    places = st.columns(2)
-    for i, (curve, made) in enumerate(figures):
-        with places[i % 2], shown_error():
-            show(made, _long(tables, curve.column), key=f"tuning-{made.name}")
-    for one in now:
-        _held_out(one, several=len(now) > 1)
+    for start in range(0, len(figures), 2):
+        for place, (curve, made) in zip(st.columns(2), figures[start : start + 2], strict=False):
+            with place, shown_error():
+                show(made, _long(tables, curve.column), key=f"tuning-{made.name}")
+    with shown_error():
+        _held_out(now)
 
 
 def _table(one: Training) -> pd.DataFrame:
@@ -94,18 +94,28 @@ def _long(tables: dict[str, pd.DataFrame], column: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _held_out(one: Training, *, several: bool) -> None:
-    """What the held-out pairs said before and after, where the training is through."""
-    if "held_out" not in store().tables(one.run):
+def _held_out(chosen: Sequence[Training]) -> None:
+    """What the held-out pairs said before and after the trainings that are through."""
+    parts = [
+        store().table(one.run, "held_out").assign(training=one.label)
+        for one in chosen
+        if "held_out" in store().tables(one.run)
+    ]
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if not len(rows):
         return
-    with shown_error():
-        table = store().table(one.run, "held_out")
-        if not len(table):
-            return
-        st.subheader("Held-out pairs, before and after" + (f": {escaped(one.label)}" if several else ""))
-        number = st.column_config.NumberColumn
-        st.dataframe(
-            table.assign(change=table["after"] - table["before"])[["what", "before", "after", "change"]].rename(columns={"what": "of the held-out pairs"}),
-            hide_index=True, key=f"tuning_held_out_{one.run}", alt="Metrics of the held-out pairs before and after training",
-            column_config={name: number(format="%.3f") for name in ("before", "after")} | {"change": number(format="%+.3f")},
-        )  # fmt: skip
+    names = {
+        "training": "training",
+        "what": "of the held-out pairs",
+        "before": "before",
+        "after": "after",
+        "change": "change",
+    }
+    rows = rows.assign(change=rows["after"] - rows["before"])[list(names)].rename(columns=names)
+    st.subheader("Held-out pairs, before and after")
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        rows if len(parts) > 1 else rows.drop(columns="training"), hide_index=True, key="tuning_held_out",
+        alt="Metrics of the held-out pairs before and after training",
+        column_config={name: number(format="%.3f") for name in ("before", "after")} | {"change": number(format="%+.3f")},
+    )  # fmt: skip

@@ -56,6 +56,11 @@ def _scores(runs: list[Evaluated]) -> None:
 
     tables: dict[str, pd.DataFrame] = {}
     for one in runs:
+        if not one.table:
+            st.info(
+                f"Scores of {escaped(one.label)} are on the page Tuning, under *Before and after*; its answers are here."
+            )
+            continue
         if not one.complete and one.table not in store().tables(one.run):
             st.warning(
                 f"{escaped(one.label)} is not complete: scores come at its end. Its answers so far are under *Answers*."

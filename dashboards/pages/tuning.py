@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
+from ..before_after_view import before_after_view
 from ..pairs_view import pairs_view
 from ..session import shown_error
 from ..training_view import training_view
 
-VIEWS = {"Training": training_view, "Pairs": pairs_view}
+VIEWS = {"Training": training_view, "Pairs": pairs_view, "Before and after": before_after_view}
 
 
 def page() -> None:

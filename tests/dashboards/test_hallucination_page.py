@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -127,3 +128,28 @@ def test_the_runs_of_both_experiments_are_found_and_odd_manifests_are_not(evalua
     found = evaluated(store.runs())
     assert {one.benchmark for one in found} == {"pope-scenes", "chair-scenes"} and all(one.answers for one in found)
     assert all(label(run).startswith("organism ") for run in store.runs())
+
+
+def test_answers_before_and_after_tuning_are_compared_question_by_question(told, open_page, tmp_path):
+    from chiasm.experiments.run import Run
+
+    run = Run.create("against", {"before": "organism", "after": ["after"]}, tmp_path)
+    (run.path / "answers").mkdir()
+    record = {
+        "id": "description-9",
+        "split": "all",
+        "image": "scene-9",
+        "truth": ["boat"],
+        "answer": "a boat and a ball",
+    }
+    for name, answer in (("before", "a boat and a ball"), ("after", "a boat")):
+        (run.path / "answers" / f"chair-scenes.{name}.jsonl").write_text(json.dumps(record | {"answer": answer}) + "\n")
+    run.finish()
+    told(runs=str(tmp_path))
+    page = open_page("hallucination")
+    assert "on the page Tuning" in text_of(page)
+    page.segmented_control(key="hallucination_view").set_value("Answers")
+    page = page.run()
+    assert not page.exception and not page.error
+    shown = html_of(page)
+    assert shown.index(">before<") < shown.index(">after<") and shown.count('class="bad"') == 1

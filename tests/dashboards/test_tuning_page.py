@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+import pandas as pd
 import pytest
 from chiasm.dashboards.store import Store
 from chiasm.dashboards.training import trainings
+from chiasm.experiments.run import Run
 
 from .test_pairs_browser import made  # noqa: F401  the same small set of pairs
 from .test_training import begun, history
@@ -117,3 +119,47 @@ def test_pairs_that_are_being_made_tell_how_far_they_are(opened, tmp_path):
     (folder / "records.jsonl").write_text('{"id": "a", "kind": "object"}\n')
     page = view(opened(), "Pairs")
     assert not page.exception and "1 items read, 1 pairs so far" in text_of(page)
+
+
+def compared(root):
+    """A comparison as `experiments.against` writes it, with some of its tables."""
+    run = Run.create("against", {"before": "organism", "after": ["after"]}, root)
+    one = {"model": "mean", "sd": 0.1, "seeds": 1, "blocks": 6, "n": 48, "standardised": 2.0}
+    lens = {"lens": "Attention shift", "before": 0.2, "after": 0.5, "change": 0.3}
+    moved, still = {"low": 0.1, "high": 0.5}, {"low": -0.1, "high": 0.7}
+    run.table(
+        "lenses",
+        pd.DataFrame(
+            [
+                {**one, **lens, **moved, "quantity": "attention shift"},
+                {**one, **lens, **still, "quantity": "attention on the sink"},
+            ]
+        ),
+    )
+    run.table(
+        "layers",
+        pd.DataFrame([{**one, **lens, **moved, "quantity": "attention shift", "layer": layer} for layer in range(4)]),
+    )
+    return run
+
+
+def test_every_lens_before_and_after_is_listed_and_drawn(opened, tmp_path):
+    compared(tmp_path).finish()
+    page = view(opened(), "Before and after")
+    assert not page.exception and not page.error
+    rows = page.dataframe[-1].value
+    assert list(rows["moved"]) == ["●", ""] and list(rows["95 % interval"]) == ["+0.100 to +0.500", "-0.100 to +0.700"]
+    assert "n = 48 scenes in 6 blocks" in text_of(page) and "Where did tuning act?" in text_of(page)
+
+
+def test_a_comparison_that_is_not_complete_or_is_damaged_shows_what_it_has(opened, tmp_path):
+    run = compared(tmp_path)
+    (run.path / "tables" / "kl.parquet").write_bytes(b"no table")
+    run.table("margins", pd.DataFrame({"odd": [1]}))
+    page = view(opened(), "Before and after")
+    assert not page.exception and "not complete" in text_of(page) and "cannot be read" in text_of(page)
+    assert len(page.dataframe[-1].value) == 2 and "Where did tuning act?" in text_of(page)
+
+
+def test_without_a_comparison_the_page_says_how_to_make_one(opened):
+    assert "--against" in text_of(view(opened(), "Before and after"))
