@@ -38,11 +38,12 @@ SCORES = (
 def summary(tables: Tables) -> pd.DataFrame:
     """One row a quantity. Columns: group, quantity, before, after, change with low, high, sd over trainings, n.
 
-    Rewards and divergences are differences from the model before by themselves: their change is their value.
+    The rewards of the model before are those it is given against itself: no margin, half of the pairs right by ties. A divergence is
+    a change by itself.
     """
     rows = []
     for metric, name in REWARDS.items():
-        rows += _rows(tables, "margins", "preferences", name, "after", metric=metric, **OWN)
+        rows += _rows(tables, "margins", "preferences", name, metric=metric, **OWN)
     for metric, name in LIKELIHOOD.items():
         rows += _rows(tables, "likelihood", "preferences", name, metric=metric, **OWN)
     for kind in dict.fromkeys(tables["kl"]["prompts"] if "kl" in tables else ()):

@@ -72,7 +72,8 @@ def preference_tables(
 
     pairs: rows of a data set of preference pairs, not those that were trained on. Columns: pictures (what the pairs were shown with:
     a margin that stays with others' pictures was learnt from the texts), kind of pair ("all", then where there are several object,
-    attribute, relation), metric and those of `over_seeds`. Raises UserError.
+    attribute, relation), metric and those of `over_seeds`; before, of rewards, is what a model is given against itself: margins of 0,
+    accuracies of a half. Raises UserError.
     """
     models, kinds = trainings(before, after), np.array([pair.get("kind") or "all" for pair in pairs])
     margins, likely = [], []
@@ -92,8 +93,8 @@ def preference_tables(
             some = {name: _some(logps, use) for name, logps in read.items()}
             what = {"pictures": shown, "kind": "all" if use.all() else kinds[use][0]}
             own = {name: _means(likelihoods(logps)) for name, logps in some.items()}
-            given = {name: _means(rewards(some[name], some[BEFORE], beta=beta)) for name in models}
-            margins.append(compared(given, seed=seed, **what))
+            given = {name: _means(rewards(logps, some[BEFORE], beta=beta)) for name, logps in some.items()}
+            margins.append(compared({name: given[name] for name in models}, given[BEFORE], seed=seed, **what))
             likely.append(compared({name: own[name] for name in models}, own[BEFORE], seed=seed, **what))
     joined = (pd.concat(tables, ignore_index=True) for tables in (margins, likely))
     return dict(zip(("margins", "likelihood"), joined, strict=True))

@@ -72,7 +72,29 @@ def evaluate(
     read: o.Read = None,
     batch_size: o.BatchSize = 8,
     strict: o.Strict = False,
-    adapter: o.Adapter = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            help="A PEFT adapter to put on the model. With --against it may be given again: trainings with other seeds.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="The model before tuning: everything is asked of both and compared (preferences, KL, hallucination, retention, "
+            "every lens; with a benchmark, only that). --limit: scenes described, the rest in proportion.",
+            metavar="NAME",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs", help="With --against: held-out preference pairs (default: of unseen scenes).", metavar="FOLDER"
+        ),
+    ] = None,
     revision: o.Revision = None,
     resume: o.Resume = None,
 ) -> None:
@@ -83,7 +105,17 @@ def evaluate(
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("evaluate runs on one process: start it without accelerate launch")
-    config, begun = o.begun_config(context, resume, "evaluate", out)
+    config, begun = o.begun_config(context, resume, "evaluate" if against is None else "against", out)
+    if config["against"] is not None:
+        from .cli_against import run
+
+        return run(config, begun, out)
+    if config["pairs"] is not None:
+        raise UserError("--pairs is for --against: name the model before tuning, e.g. --against organism")
+    if len(config["adapter"] or ()) > 1:
+        raise UserError(
+            "several --adapter are trainings of one model, to compare with the model before: name that with --against"
+        )
     if config["benchmark"] is None:
         raise UserError("evaluate needs a benchmark, e.g. `chiasm evaluate pope-scenes` (--help lists them)")
     if config["rule"] not in _RULES:
@@ -101,8 +133,8 @@ def evaluate(
     )  # fmt: skip
     how = {"rule": config["rule"]}
     if not files:
-        opening = {name: config[name] for name in ("device", "dtype", "adapter", "revision")}
-        vlm = o.open_model(config["model"], **opening)
+        opening = {name: config[name] for name in ("device", "dtype", "revision")}
+        vlm = o.open_model(config["model"], adapter=(config["adapter"] or [None])[0], **opening)
         if config["controls"]:
             from .decoding import with_controls
 

@@ -47,8 +47,8 @@ def sample_kl(
 
     Columns: id, draw, tokens (its end token counted), exact: the sum along the answer of the divergences between the two
     next-token distributions, plain: log policy(answer) - log reference(answer). Both have the same mean, the divergence of
-    the distributions over answers (cut at max_new_tokens); the first, Rao-Blackwellised, varies less and is never negative. Nothing is
-    truncated or sharpened: answers are drawn from the softmax itself, each from a seed of its own. Raises UserError.
+    the distributions over answers (cut at max_new_tokens). The first, Rao-Blackwellised token by token, is never negative and mostly
+    varies less (where models are far apart its sum may vary more). Nothing is truncated or sharpened: answers are drawn from the softmax itself, each from a seed of its own. Raises UserError.
     """
     if draws < 1 or max_new_tokens < 1 or not samples:
         raise UserError(

@@ -18,6 +18,9 @@ OWN, OTHERS = Look(BLUE, "o", ""), {"other": Look(ORANGE, "s", ""), "blank": Loo
 SHOWN = {"own": "own picture", "other": "another’s picture", "blank": "blank picture"}
 BEFORE, AFTER = Look(GREY, "s", "--"), Look(BLUE, "o", "-")
 
+BY_BLOCK = ("Attention shift", "Outliers", "Shared weights")
+"""Lenses whose layers are blocks; those of the others are what a block has put out, from the input on."""
+
 Tables = Mapping[str, pd.DataFrame]
 
 
@@ -60,10 +63,11 @@ def margins(table: pd.DataFrame, likelihood: pd.DataFrame) -> Figure:
     shown = [(name, pick(frames[frame], metric=metric, **own)) for frame, metric, name in shares]
     shown = [(name, rows.iloc[0]) for name, rows in shown if len(rows)]
     heights = [float(len(shown) - 1 - i) for i in range(len(shown))]
-    both = [(y, row) for y, (_, row) in zip(heights, shown, strict=True) if row["before"] == row["before"]]
-    share = [_points([row for _, row in shown], heights, "after", OWN, "after", 100)]
-    if both:
-        share.append(_points([row for _, row in both], [y + 0.22 for y, _ in both], "before", BEFORE.with_(dash=""), "before", 100))  # fmt: skip
+    own_rows = [row for _, row in shown]
+    share = [
+        _points(own_rows, heights, "after", OWN, "after", 100),
+        _points(own_rows, [y + 0.22 for y in heights], "before", BEFORE.with_(dash=""), "before", 100),
+    ]
     panels = [
         Panel("Margin over …", "reward, β × log-ratio", "", marks, upright=(0.0, ""), y_ticks=(at, labels), y_limits=(-0.7, len(lines) + 1.4), direct=False),
         Panel("Share of pairs", "%", "", share, upright=(50.0, ""), y_ticks=(heights, [name for name, _ in shown]), y_limits=(-0.7, len(shown) + 0.9), x_limits=(-4, 104), direct=False),
@@ -163,12 +167,13 @@ def layers(table: pd.DataFrame) -> Figure:
                 0, Line(one["layer"].astype(int).tolist(), one["change"].tolist(), "", Look(GREY, "", ":", 1.0))
             )
         short = quantity[0].upper() + quantity[1:]
-        panels.append(Panel(_folded(short), "layer", "", marks, level=(0, "")))
+        where = "block" if some["lens"].iloc[0] in BY_BLOCK else "layer"
+        panels.append(Panel(_folded(short), where, "", marks, level=(0, "")))
     first = rows.iloc[0]
     return Figure(
         "layers_changed", "Where did tuning act?",
         "Each panel is one quantity of a lens, layer by layer: the tuned model minus the model before, on the same scenes; grey dots are single trainings. Where the band leaves the line at 0 the lens sees tuning. "
-        "Layer 0 is the input, which adapters in the decoder cannot change; attention, outliers and weights are counted by block, from 0.",
+        "Layer 0 is the input, which adapters in the decoder cannot change; blocks are counted from 0.",
         "Small multiples: change of each lens's quantity over layers with intervals.",
         Chart(panels, f"n = {int(first['n'])} scenes in {int(first['blocks'])} blocks{_seeds(rows)}; bands: paired 95 % interval over blocks", columns=3, height=2.15),
     )  # fmt: skip
@@ -186,7 +191,7 @@ def states(sites: pd.DataFrame, concepts: pd.DataFrame) -> Figure:
     order = (
         concepts.groupby(["concept", "words"], sort=False)[["consistency", "low", "high", "floor"]].mean().reset_index()
     )
-    order = order.sort_values("consistency")
+    order = order.sort_values("consistency").assign(low=order["low"].clip(-1, 1), high=order["high"].clip(-1, 1))
     at = [float(i) for i in range(len(order))]
     marks = [
         Points(order["consistency"].tolist(), at, "consistency", OWN, order["low"].tolist(), order["high"].tolist()),
