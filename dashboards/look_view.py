@@ -150,6 +150,11 @@ def _words(looked: Looked, word: int, head: int | None) -> None:
     used = {text.strip().lower() for text in looked.seen.words if len(text.strip()) > 2}
     said = [one.strip() for one in view.words]
     boxes = looked.whole(view.boxes)
+    if not np.isfinite(boxes).any():
+        st.info(
+            "The visual tokens of this model have no place on the picture: they are counted only.",
+            icon=":material/info:",
+        )
     image, sample, _ = looked.chosen
     ground = shown(image, sample, overlays.side_for_words(boxes, image.size))
     picture = overlays.worded(*overlays.fitted(ground, boxes, image.size), said, used)

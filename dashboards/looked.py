@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,13 +39,18 @@ class Looked:
             self._grounds[side] = overlays.fitted(image, self.seen.boxes, self.chosen.image.size)
         return self._grounds[side]
 
+    @cached_property
+    def on_picture(self) -> np.ndarray:
+        """(V, L, H) how much of each word's attention is on the picture; summed once, as all of it may be a gigabyte."""
+        return self.seen.attention.sum(-1)
+
     def telling(self) -> int:
         """The word that looked at the picture most, over all layers."""
-        return int(self.seen.attention.sum(-1).mean((1, 2)).argmax())
+        return int(self.on_picture.mean((1, 2)).argmax())
 
     def busiest(self) -> int:
         """The place in `seen.layers` of the layer that looks at the picture most, over all words."""
-        return int(self.seen.attention.sum(-1).mean((0, 2)).argmax())
+        return int(self.on_picture.mean((0, 2)).argmax())
 
     def named(self, word: int) -> str:
         return self.seen.words[word].strip() or "end"

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..experiments.figures.chart import Chart, Figure, Line, Overlay, Panel
+from ..experiments.figures.chart import Chart, Figure, Line, Overlay, Panel, over_boxes
 from ..experiments.figures.picture import faded
 from ..experiments.style import PAPER, SCALE, SEGMENTS, SOFT, VERMILION
 
@@ -27,15 +27,9 @@ def fitted(image: Image.Image, boxes, size: tuple[int, int]) -> tuple[np.ndarray
 
 def paint(overlay: Overlay) -> Image.Image:
     """The picture in light grey under the values' colours, with outlines; without values as it is."""
-    pixels = (overlay.image if overlay.values is None else faded(overlay.image)).astype(float)
+    image = Image.fromarray(overlay.image)
     if overlay.values is not None:
-        low, high = overlay.range
-        values = overlay.map()
-        share = np.clip((np.nan_to_num(values, nan=low) - low) / (high - low), 0, 1)[..., None]
-        cover = np.where(np.isfinite(values)[..., None], LEAST + (STRENGTH - LEAST) * share, 0)
-        pale, full = (np.array(_rgb(colour), float) for colour in SCALE)
-        pixels = pixels * (1 - cover) + (pale + (full - pale) * share) * cover
-    image = Image.fromarray(pixels.round().astype(np.uint8))
+        image = _coloured(faded(overlay.image), overlay.map(), *overlay.range)
     pen = ImageDraw.Draw(image)
     for index in overlay.outlined:
         if np.isfinite(overlay.boxes[index]).all():
@@ -44,6 +38,15 @@ def paint(overlay: Overlay) -> Image.Image:
                 [x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)], outline=VERMILION, width=max(2, image.width // 160)
             )
     return image
+
+
+def _coloured(grey: np.ndarray, values: np.ndarray, low: float, high: float) -> Image.Image:
+    """Pixels (H, W, 3) under the colours of values (H, W) from low to high; as they are where there is no value."""
+    share = np.clip((np.nan_to_num(values, nan=low) - low) / (high - low), 0, 1)[..., None]
+    cover = np.where(np.isfinite(values)[..., None], LEAST + (STRENGTH - LEAST) * share, 0)
+    pale, full = (np.array(_rgb(colour), float) for colour in SCALE)
+    mixed = grey * (1 - cover) + (pale + (full - pale) * share) * cover
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def worded(image: np.ndarray, boxes, words: Sequence[str], used: Container[str] = ()) -> Image.Image:
@@ -101,10 +104,10 @@ def multiples(image: np.ndarray, boxes, maps, *, common: bool = False, gap: int 
     edge right and below, `gap` pixels wide, as they are shown side by side."""
     finite = np.nan_to_num(np.asarray(maps, float))
     tops = np.full(len(finite), finite.max()) if common else finite.max(1)
-    made = []
-    for values, top in zip(maps, tops, strict=True):
+    made, grey = [], faded(image)
+    for values, top in zip(over_boxes(image.shape[:2], boxes, maps), tops, strict=True):
         framed = Image.new("RGBA", (image.shape[1] + gap, image.shape[0] + gap))
-        framed.paste(paint(Overlay(image, boxes, values, limits=(0.0, float(top) or 1.0))))
+        framed.paste(_coloured(grey, values, 0.0, float(top) or 1.0))
         made.append(framed)
     return made
 

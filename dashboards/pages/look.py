@@ -13,11 +13,16 @@ from ..settings import told
 
 # The page is drawn before a model is needed, or charts: what takes seconds to import is imported where it is used.
 
+STYLE = """<style>@media (max-width: 640px) { .st-key-look_picture img { max-height: 11rem; object-fit: contain; object-position: left; } }
+</style>"""
+"""In a narrow window the answer stands below the picture, which is kept low."""
+
 
 def page() -> None:
     """Lays the page out: what is asked on the left, the answer and what was read of it on the right."""
     state, organism = st.session_state, told().model.split("/")[0] == "organism"
     st.title("Look")
+    st.html(STYLE)
     with shown_error():
         _requested()
     left, right = st.columns([2, 5], gap="large")
@@ -29,7 +34,8 @@ def page() -> None:
             "Generate", type="primary", icon=":material/play_arrow:", width="stretch", disabled=chosen is None
         )
         if chosen is not None:
-            st.image(shown(chosen.image, chosen.sample), width="stretch", alt="The picture that is asked about")
+            with st.container(key="look_picture"):
+                st.image(shown(chosen.image, chosen.sample), width="stretch", alt="The picture that is asked about")
     answer, below = right.empty(), right.empty()
     asked = chosen is not None and (go or state.pop("look_go", False))
     if asked:

@@ -108,14 +108,22 @@ class Overlay:
 
     def map(self) -> np.ndarray:
         """(H, W) mean of the values whose boxes hold a pixel's centre; NaN where none does."""
-        height, width = self.image.shape[:2]
-        total, count = np.zeros((height, width)), np.zeros((height, width))
-        for (x0, y0, x1, y1), value in zip(np.asarray(self.boxes, float), np.asarray(self.values, float), strict=True):
-            if np.isfinite([x0, y0, x1, y1, value]).all():
-                rows, columns = (slice(round(a), round(b)) for a, b in ((y0, y1), (x0, x1)))
-                total[rows, columns] += value
-                count[rows, columns] += 1
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return over_boxes(self.image.shape[:2], self.boxes, self.values)
+
+
+def over_boxes(size: tuple[int, int], boxes: Sequence[Numbers], values) -> np.ndarray:
+    """(..., H, W) of values (..., N): at each pixel the mean over the boxes (N, 4) that hold its centre; NaN where none does.
+    Values that are not finite count as absent, as do boxes without a place."""
+    values = np.asarray(values, float)
+    there = np.isfinite(values)
+    values = np.where(there, values, 0)[..., None, None]
+    total, count = (np.zeros((*there.shape[:-1], *size)) for _ in range(2))
+    for i, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, float)):
+        if np.isfinite([x0, y0, x1, y1]).all():
+            rows, columns = (slice(round(a), round(b)) for a, b in ((y0, y1), (x0, x1)))
+            total[..., rows, columns] += values[..., i, :, :]
+            count[..., rows, columns] += there[..., i, None, None]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def organism():
     return open_vlm("organism", device="cpu")
 
 
-def _tiny(family: str):
+def tiny(family: str):
+    """A random model of a family that says words only."""
     model, _ = build(family)
     model.generation_config.eos_token_id = None  # a random model may end at once, or say an image token
     model.generation_config.suppress_tokens = list(range(94, model.get_input_embeddings().weight.shape[0]))
@@ -111,7 +112,7 @@ def test_the_organism_looks_where_eager_attention_says(organism):
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_every_family_looks_where_eager_attention_says(family):
-    watch, seen = _watched(_tiny(family), _picture(), "what is in the picture ?")
+    watch, seen = _watched(tiny(family), _picture(), "what is in the picture ?")
     assert len(seen.tokens) == 6 and np.isfinite(seen.boxes).all()
     assert (seen.boxes[:, 2:] <= [60, 52]).all() and (seen.boxes >= 0).all()
     _check(watch, seen)
@@ -120,7 +121,7 @@ def test_every_family_looks_where_eager_attention_says(family):
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(PLAIN)))
 def test_other_families_look_where_a_whole_pass_says(family):
     """Query tokens and cross-attention: candidates are the patches, read through what stands between."""
-    vlm = _tiny(family)
+    vlm = tiny(family)
     watch, seen = _watched(vlm, _picture(), "what is in the picture ?")
     whole = vlm.prepare([_picture()], ["what is in the picture ?"])
     whole = replace(whole, tensors=_whole(watch, seen.tokens[:-1]), spans=whole.spans.extended(len(seen.tokens) - 1))
@@ -140,7 +141,7 @@ def test_other_families_look_where_a_whole_pass_says(family):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_encoder_is_read_at_every_layer_that_can_be(family):
-    watch, seen = _watched(_tiny(family), _picture(), "what is in the picture ?", 2)
+    watch, seen = _watched(tiny(family), _picture(), "what is in the picture ?", 2)
     encoder = seen.encoder
     assert encoder.kind in live.SCORES
     assert (encoder.kind == "cls") == bool(watch.vlm.anatomy.layout.prefix)

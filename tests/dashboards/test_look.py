@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import streamlit as st
-from chiasm.dashboards import pictures
+from chiasm.dashboards import look_view, pictures
 from chiasm.dashboards.live import Watch
 from chiasm.dashboards.looked import labels
 from chiasm.dashboards.overlays import percent
@@ -21,6 +21,8 @@ from chiasm.dashboards.store import run_name
 from chiasm.experiments.run import Run
 from chiasm.models import open_vlm
 from PIL import Image
+
+from .test_live import tiny
 
 
 def _generated(open_page, most: int = 24):
@@ -187,6 +189,26 @@ def test_a_sample_of_a_run_is_looked_at(open_page, told, tmp_path):
     page.session_state["look_request"] = {"run": "../../etc", "id": "passwd"}
     page.run()
     assert "there is no run" in page.error[0].value
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("qwen2_5_vl", "a patch receives"), ("llava_next", "CLS token"), ("gemma3", "a patch receives"), ("blip2", "CLS token"), ("mllama", "CLS token")],
+)  # fmt: skip
+def test_families_say_what_they_do_not_have(open_page, monkeypatch, family, kind):
+    vlm = tiny(family)
+    for module in (look, look_view):
+        monkeypatch.setattr(module, "open_model_here", lambda: vlm)
+    page = _generated(open_page, 4)
+    assert len(page.session_state["look_looked"].seen.words) == 4
+    page.segmented_control(key="look_view").set_value("Encoder").run()
+    assert not page.exception and not page.error
+    assert any(kind in element.value for element in page.markdown)
+    assert any("no CLS token" in info.value for info in page.info) == (kind != "CLS token")
+    page.segmented_control(key="look_view").set_value("Patches as words").run()
+    assert not page.exception
+    assert [("no visual tokens" in error.value) for error in page.error] == [True] * (family == "mllama")
+    assert any("have no place on the picture" in one.value for one in page.info) == (family == "blip2")
 
 
 def test_two_windows_do_not_disturb_each_other(open_page, told):

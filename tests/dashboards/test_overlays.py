@@ -9,7 +9,7 @@ from chiasm.dashboards.live import Encoder, Seen
 from chiasm.dashboards.looked import Looked, heads, labels
 from chiasm.dashboards.overlays import fitted, multiples, paint, percent, side_for_words, strip, worded
 from chiasm.dashboards.pictures import Chosen, scene_at
-from chiasm.experiments.figures.chart import Overlay
+from chiasm.experiments.figures.chart import Overlay, over_boxes
 from chiasm.experiments.style import SCALE, VERMILION
 from chiasm.models.spans import Spans
 from PIL import Image
@@ -65,6 +65,20 @@ def test_small_multiples_share_a_scale_or_have_their_own():
     assert own[0].getpixel((10, 10)) == own[1].getpixel((10, 10)) == common[0].getpixel((10, 10))
     assert sum(common[1].getpixel((10, 10))) > sum(common[0].getpixel((10, 10)))
     assert len(multiples(_grey(), BOXES, np.full((2, 4), np.nan))) == 2
+
+
+def test_many_maps_lie_where_each_would():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 30, (12, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(3, 10, (12, 2))], 1)
+    boxes[3] = np.nan
+    maps = rng.random((3, 12))
+    maps[1, 5] = np.nan
+    together = over_boxes((40, 40), boxes, maps)
+    for values, found in zip(maps, together, strict=True):
+        np.testing.assert_array_equal(found, Overlay(_grey(), boxes, values).map())
+    at = [i for i in range(12) if i not in (3, 5) and round(boxes[i, 0]) <= 20 < round(boxes[i, 2]) and round(boxes[i, 1]) <= 20 < round(boxes[i, 3])]  # fmt: skip
+    assert at and together[1, 20, 20] == pytest.approx(maps[1, at].mean())
 
 
 @pytest.mark.parametrize(
