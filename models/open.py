@@ -32,7 +32,7 @@ def open_vlm(
     """Opens a vision-language model for study.
 
     source: "organism" or "organism/<member>", a Hugging Face folder, or a hub id; or pass `model=` (and `processor=`) that
-    are built already. adapter: a PEFT adapter's folder or hub id. dtype: "auto" (the checkpoint's, the default on an
+    are built already. adapter: a PEFT adapter's folder or hub id, or a tuning run's folder. dtype: "auto" (the checkpoint's, the default on an
     accelerator), "fp32" (the default on CPU), "bf16", "fp16". device: default CUDA, then MPS, then CPU; `device_map` and
     `quantization_config` go to transformers as they are. Raises UserError, one line, when it cannot be opened.
     """
@@ -139,8 +139,9 @@ def _with_adapter(model, adapter: str):
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    inside = Path(adapter) / "adapter"  # of a run of `chiasm tune`
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        return PeftModel.from_pretrained(model, str(inside) if inside.is_dir() else adapter)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())[:240]
         raise UserError(f"adapter {adapter!r} cannot be put on this {model.config.model_type}: {text}") from error
