@@ -162,19 +162,30 @@ def hallucination_table(
 
     kept: called with the name of each model and its records. Raises UserError.
     """
+    how = {"batch_size": batch_size, "rule": rule, "max_new_tokens": max_new_tokens, "strict": strict, "kept": kept}
+    tables = [
+        compared(tallies, tallies.pop(BEFORE), images, seed=seed, benchmark=benchmark.name, split=split)
+        for split, tallies, images in scored(before, after, benchmark, **how)
+    ]
+    return named_splits(pd.concat(tables, ignore_index=True))
+
+
+def scored(
+    before: VLM, after: After, benchmark: Benchmark, *, batch_size: int = 32, rule: str = "default", max_new_tokens: int | None = None,
+    strict: bool = False, kept: Callable[[str, list[dict]], None] | None = None,
+) -> list[tuple[str, dict[str, Tally], Sequence]]:  # fmt: skip
+    """Of every split of a benchmark its name, what each model's answers come to ("before" and those after), and the answers' images."""
     models = trainings(before, after)
     methods = [Greedy(BEFORE), *(Tuned(name, model) for name, model in models.items())]
     found = evaluate(
         before, benchmark, methods, rule=rule, batch_size=batch_size, max_new_tokens=max_new_tokens, strict=strict, progress=False
     )  # fmt: skip
-    tables = []
-    for split, one in by_split(benchmark, found.answers, rule).items():
-        tallies = {name: passes[0] for name, passes in one.tallies.items()}
-        first = tallies.pop(BEFORE)
-        tables.append(compared(tallies, first, one.images, seed=seed, benchmark=benchmark.name, split=split))
     for name, passes in found.answers.items() if kept else ():
         kept(name, passes[0])
-    return named_splits(pd.concat(tables, ignore_index=True))
+    return [
+        (split, {name: passes[0] for name, passes in one.tallies.items()}, one.images)
+        for split, one in by_split(benchmark, found.answers, rule).items()
+    ]
 
 
 # -- what it still knows -----------------------------------------------------------------------------------------------
@@ -195,21 +206,31 @@ def answer_table(
 ) -> pd.DataFrame:  # fmt: skip
     """accuracy: share of questions whose first word of the greedy answer is right; loss: of the right answer, nats a token; by kind of
     question and for "all" together."""
-    models, answered = trainings(before, after), {}
+    tables = [
+        compared(tallies, tallies.pop(BEFORE), images, seed=seed, kind=kind)
+        for kind, tallies, images in answered(before, after, questions)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def answered(
+    before: VLM, after: After, questions: Mapping[str, Sequence[Sample]]
+) -> list[tuple[str, dict[str, Tally], Sequence]]:
+    """Of every kind of question, and of "all", what `scored` gives of a split."""
+    models, found = trainings(before, after), {}
     for name, model in {BEFORE: before, **models}.items():
         right = score(model, questions)
         lost = {kind: answer_losses(model, list(samples)).numpy() for kind, samples in questions.items()}
-        answered[name] = {kind: (right[kind], lost[kind]) for kind in questions}
-    tables = []
+        found[name] = {kind: (right[kind], lost[kind]) for kind in questions}
+    parts = []
     for kind in (*questions, "all"):
         of = list(questions) if kind == "all" else [kind]
         images = [_unit(sample) for one in of for sample in questions[one]]
-        tallies = {name: mean_tally({"accuracy": np.concatenate([found[one][0] for one in of]),
-                                     "loss": np.concatenate([found[one][1] for one in of])})
-                   for name, found in answered.items()}  # fmt: skip
-        first = tallies.pop(BEFORE)
-        tables.append(compared(tallies, first, images, seed=seed, kind=kind))
-    return pd.concat(tables, ignore_index=True)
+        tallies = {name: mean_tally({"accuracy": np.concatenate([own[one][0] for one in of]),
+                                     "loss": np.concatenate([own[one][1] for one in of])})
+                   for name, own in found.items()}  # fmt: skip
+        parts.append((kind, tallies, images))
+    return parts
 
 
 def _unit(sample: Sample) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,9 @@ def tune(
         list[str] | None,
         typer.Option("--set", help="One of these settings, over the file's. May be given again.", metavar="NAME=VALUE"),
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Put the adapter here as well; one that is there is replaced.", metavar="FOLDER")
+    ] = None,
     seed: o.Seed = 0,
     out: o.Out = o.RUNS,
     revision: o.Revision = None,
@@ -77,6 +81,8 @@ def tune(
         say(str(begun.path))
         return
     settings = _settings(told)
+    if (save := told["save"] and Path(told["save"])) and save.exists() and not (save / "adapter_config.json").is_file():
+        raise UserError(f"--save {str(save)!r} is there and holds no adapter: give another folder")
     for name in ("limit", "max_steps", "batch_size", "accumulate", "rank"):
         if told[name] is not None and told[name] < 1:
             raise UserError(f"--{name.replace('_', '-')} {told[name]} must be at least 1")
@@ -89,8 +95,10 @@ def tune(
         how = {name: told[name] for name in ("method", "held_out", "seed")}
         done = tune(vlm, data, run=run, settings=settings, resume=begun is not None, **how)
         run.note(n=len(data), steps=done.steps)
+    if save and run.writes:
+        shutil.copytree(run.path / "adapter", save, dirs_exist_ok=True)
     _show(done, told)
-    say(f"chiasm generate and chiasm evaluate take it as --adapter {run.path}", error=True)
+    say(f"chiasm generate, evaluate and report take it as --adapter {save or run.path}", error=True)
     say(str(run.path))
 
 

@@ -46,7 +46,7 @@ FEW = ("--max-steps", 4, "--batch-size", 4, "--held-out", 4, "--device", "cpu")
 
 
 def test_a_run_with_an_adapter_that_opens_and_answers_otherwise(pairs, tmp_path):
-    kept = run("--pairs", pairs, *FEW, "--out", tmp_path, "--set", "logging_steps=1")
+    kept = run("--pairs", pairs, *FEW, "--out", tmp_path, "--set", "logging_steps=1", "--save", tmp_path / "tuned")
     assert kept.finished and kept.manifest["experiment"] == "tune" and kept.manifest["config"]["pairs"] == str(pairs)
     assert kept.manifest["steps"] == 4 and kept.manifest["model"]["name"] == "organism"
     history = kept.read_table("training")
@@ -62,7 +62,7 @@ def test_a_run_with_an_adapter_that_opens_and_answers_otherwise(pairs, tmp_path)
     ]
     sample = next(iter(scene_samples(1, "test")))
     plain = open_vlm("organism")
-    for adapter in (kept.path, kept.path / "adapter"):  # the run stands for its adapter
+    for adapter in (kept.path, kept.path / "adapter", tmp_path / "tuned"):  # the run stands for its adapter
         tuned = open_vlm("organism", adapter=adapter)
         one = [vlm.forward(vlm.prepare([sample.images], [sample.prompt])).logits for vlm in (plain, tuned)]
         assert not torch.equal(*one)
@@ -181,6 +181,7 @@ def test_before_and_after_are_the_first_and_last_evaluation():
         (("--set", "beta"), "must be NAME=VALUE"),
         (("--config", "nowhere.yaml"), "cannot be read as YAML"),
         (("--batch-size", 0), "--batch-size 0 must be at least 1"),
+        (("--save", Path(__file__).parent), "holds no adapter: give another folder"),
         (("--held-out", 1000), "leave none to train on"),
         (("--set", "beta=-1"), "beta"),
     ],
