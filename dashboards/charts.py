@@ -77,7 +77,7 @@ def downloads(figure: Figure, table: pd.DataFrame | None = None, *, key: str) ->
         ):
             st.download_button(
                 label, make, f"{figure.name}.{label.lower()}", mime, key=f"{key}-{label}", on_click="ignore",
-                icon=":material/download:", type="tertiary", help=f"“{figure.title}” as {label}",
+                icon=":material/download:", type="tertiary",
             )  # fmt: skip
 
 
@@ -138,6 +138,9 @@ def _drawing(chart: Chart, dark: bool) -> go.Figure:
     made = drawn(chart, dark=dark)
     named = any(getattr(mark, "label", "") and hasattr(mark, "high") for mark in panel.marks) and panel.direct
     made.update_layout(margin=dict(l=8, r=EDGE if named else 8, t=8, b=8), height=_height(chart, panel))
+    if not panel.direct and any(getattr(mark, "label", "") for mark in panel.marks):
+        made.for_each_trace(lambda trace: trace.update(showlegend=trace.showlegend is not False and bool(trace.name)))
+        made.update_layout(showlegend=True, legend=dict(orientation="h", x=0, xanchor="left", y=1, yanchor="bottom"))
     made.update_xaxes(automargin=True)
     made.update_yaxes(automargin=True)
     return made

@@ -15,7 +15,7 @@ from ..experiments.figures import concepts as figures
 from ..experiments.figures.rows import pick
 from ..scenes.errors import UserError
 from . import charts, comparing
-from .session import shown_error
+from .session import KEPT, shown_error
 from .store import Source, Store
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def lay_out(runs: Store, sources: Sequence[Source]) -> None:
                 charts.escaped(comparing.described(source) if len(sources) > 1 else "Concepts before and after")
             )
             styles = list(dict.fromkeys(table["style"]))
-            style = st.segmented_control("Tuned on captions about", styles, default=styles[0], key=f"lenses_style_{source.key}")  # fmt: skip
+            style = st.segmented_control("Tuned on captions about", styles, default=styles[0], key=f"lenses_style_{source.key}", **KEPT)  # fmt: skip
             _cards(runs, source, pick(table, style=style or styles[0]), style or styles[0])
             for figure in studied(runs, source):
                 charts.fold(figure, key=f"lenses-concepts-{name}-{figure.name}", opened=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 
 import streamlit as st
+from PIL import Image, ImageDraw
 
+from ..experiments.style import BLUE, VERMILION
 from .session import shown_error, warming
 
 STYLE = """<style>
@@ -28,10 +31,20 @@ PAGES = {
 
 def draw() -> None:
     """The whole of the window: the list of pages, and the one that is open."""
-    st.set_page_config(page_title="chiasm", page_icon=":material/hub:", layout="wide")
+    st.set_page_config(page_title="chiasm", page_icon=_icon(), layout="wide")
     st.html(STYLE)
     st.navigation([page(name) for name in PAGES], position="top").run()
     warming()
+
+
+@cache
+def _icon() -> Image.Image:
+    """A chiasm. Streamlit's own icons for the browser's tab would come from the network."""
+    icon = Image.new("RGBA", (64, 64))
+    pen = ImageDraw.Draw(icon)
+    pen.line((10, 10, 54, 54), fill=VERMILION, width=13)
+    pen.line((10, 54, 54, 10), fill=BLUE, width=13)
+    return icon
 
 
 def page(name: str):
@@ -48,6 +61,14 @@ def page_alone(name: str) -> None:
 def go(name: str) -> None:
     """Leaves this page for another."""
     st.switch_page(page(name))
+
+
+def compare(runs: Sequence[str]) -> None:
+    """Leaves this page for Lenses, opened with these runs, by name."""
+    for key in [key for key in st.session_state if str(key).startswith("lenses_runs_")]:
+        del st.session_state[key]
+    st.session_state["lenses_asked"] = list(runs)
+    go("lenses")
 
 
 def _opened(name: str) -> Callable[[], None]:

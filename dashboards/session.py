@@ -18,6 +18,9 @@ from .store import Store
 if TYPE_CHECKING:  # seconds to import: a page that needs no model does without
     from ..models.vlm import VLM
 
+KEPT = {"persist_state": "session"}
+"""Makes what is chosen in a control outlive a visit to another page."""
+
 logger = logging.getLogger("chiasm")
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 from ...experiments.figures import Figure
 from ...experiments.lenses import LENSES
 from .. import charts, comparing, concepts
-from ..session import shown_error, store
+from ..session import KEPT, shown_error, store
 from ..store import Source
 
 CONCEPTS = "concepts"
@@ -21,7 +21,7 @@ def page() -> None:
     """Lays the page out."""
     st.title("Lenses")
     titles = {name: lens.title for name, lens in LENSES.items()} | {CONCEPTS: "Concepts"}
-    lens = st.pills("Lens", list(titles), format_func=titles.get, key="lenses_lens", default=next(iter(titles)), label_visibility="collapsed")  # fmt: skip
+    lens = st.pills("Lens", list(titles), format_func=titles.get, key="lenses_lens", default=next(iter(titles)), label_visibility="collapsed", **KEPT)  # fmt: skip
     lens = lens or next(iter(titles))
     st.caption(charts.escaped(LENSES[lens].intro if lens in LENSES else concepts.INTRO))
     sources = _sources(lens)
@@ -44,17 +44,14 @@ def _sources(lens: str) -> list[Source]:
         )  # fmt: skip
         return []
     key = f"lenses_runs_{lens}"
-    asked = [name for name, source in there.items() if source.run_name in st.session_state.get("lenses_asked", ())]
-    if asked and st.session_state.get("lenses_asked_for") != (lens, tuple(asked)):  # the page Runs sent them
-        st.session_state["lenses_asked_for"] = (lens, tuple(asked))
-        st.session_state[key] = asked
-    elif key in st.session_state:
+    if key in st.session_state:
         st.session_state[key] = [name for name in st.session_state[key] if name in there]  # a run may have been deleted
     else:
-        st.session_state[key] = comparing.first_choice(list(there.values()))
+        asked = [name for name, source in there.items() if source.run_name in st.session_state.get("lenses_asked", ())]
+        st.session_state[key] = asked or comparing.first_choice(list(there.values()))
     chosen = st.multiselect(
         "Runs and models", list(there), format_func=lambda name: comparing.described(there[name]), key=key,
-        placeholder="Choose one or more; type to search", label_visibility="collapsed",
+        placeholder="Choose one or more; type to search", label_visibility="collapsed", **KEPT,
     )  # fmt: skip
     if not chosen:
         st.info("Choose at least one run.", icon=":material/info:")
@@ -75,7 +72,7 @@ def _lens(lens: str, sources: Sequence[Source]) -> None:
             st.dataframe(numbers, hide_index=True, width="stretch", row_height=38, key=f"lenses_numbers_{lens}")
     way = "beside"
     if len(tables) > 1:
-        way = st.segmented_control("How to compare", list(WAYS), format_func=WAYS.get, key="lenses_way", default="together") or "together"  # fmt: skip
+        way = st.segmented_control("How to compare", list(WAYS), format_func=WAYS.get, key="lenses_way", default="together", **KEPT) or "together"  # fmt: skip
     for i in range(len(comparing.functions(lens))):
         with shown_error():
             figure = _figure(lens, i, stamps, way == "together", tables)

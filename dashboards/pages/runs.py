@@ -6,8 +6,8 @@ import streamlit as st
 
 from .. import run_facts
 from ..charts import escaped
-from ..frame import go
-from ..session import shown_error, store
+from ..frame import compare
+from ..session import KEPT, shown_error, store
 from ..store import STATES, run_name, search
 
 VIEWS = ("Provenance", "Figures", "Tables", "Log")
@@ -21,10 +21,10 @@ def page() -> None:
         st.info(f"No runs in {escaped(repr(str(store().root)))} yet: `chiasm measure` and `chiasm report` make some.", icon=":material/info:")  # fmt: skip
         return
     words, states = st.columns([2, 3], vertical_alignment="bottom")
-    asked = words.text_input("Search", key="runs_search", placeholder="model, experiment, data, option …")
+    asked = words.text_input("Search", key="runs_search", placeholder="model, experiment, data, option …", **KEPT)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     there = [state for state in STATES if counts[state]]
-    chosen = states.pills("State", there, selection_mode="multi", key="runs_states", format_func=lambda state: f"{STATES[state]} {state} ({counts[state]})")  # fmt: skip
+    chosen = states.pills("State", there, selection_mode="multi", key="runs_states", **KEPT, format_func=lambda state: f"{STATES[state]} {state} ({counts[state]})")  # fmt: skip
     found = [run for run in search(runs, asked) if not chosen or run.state in chosen]
     if not found:
         st.info("No run has all of that.", icon=":material/info:")
@@ -42,11 +42,10 @@ def page() -> None:
         st.session_state["runs_open"] = names[rows[0]]
     st.session_state["runs_ticked"] = names[rows[0]] if rows else None
     if len(rows) and st.button(f"Compare {len(rows)} in Lenses", icon=":material/query_stats:", key="runs_compare"):
-        st.session_state["lenses_asked"] = [names[i] for i in rows]
-        go("lenses")
+        compare([names[i] for i in rows])
     if st.session_state.get("runs_open") not in names:
         st.session_state["runs_open"] = names[0]
-    name = st.selectbox("Run", names, key="runs_open")
+    name = st.selectbox("Run", names, key="runs_open", **KEPT)
     with shown_error():
         _run(name)
 
@@ -63,7 +62,7 @@ def _run(name: str) -> None:
             _delete(name)
     if run.state != "complete":
         st.warning(f"**{run.state.capitalize()}.** {escaped(run.detail)}", icon=STATES[run.state])
-    view = st.segmented_control("What to show", VIEWS, default=VIEWS[0], key="runs_view", label_visibility="collapsed") or VIEWS[0]  # fmt: skip
+    view = st.segmented_control("What to show", VIEWS, default=VIEWS[0], key="runs_view", label_visibility="collapsed", **KEPT) or VIEWS[0]  # fmt: skip
     {"Provenance": _provenance, "Figures": _figures, "Tables": _tables, "Log": _log}[view](name)
 
 

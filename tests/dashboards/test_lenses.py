@@ -115,6 +115,12 @@ def test_runs_chosen_on_the_page_runs_are_opened(open_page, runs_root):
     page.session_state["lenses_asked"] = [name]
     page.button_group(key="lenses_lens").set_value("attention_shift").run()
     assert page.multiselect[0].value == [f"{name}:attention_shift"] and not page.error
+    both = (
+        page.multiselect[0]
+        .set_value([f"{run.run_name}:attention_shift" for run in Store(runs_root).sources("attention_shift")])
+        .run()
+    )
+    assert len(both.multiselect[0].value) == 2  # what is chosen by hand stays so
 
 
 def test_names_tell_tables_apart(runs_root):
