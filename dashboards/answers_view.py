@@ -65,9 +65,9 @@ def _chosen(answers: Answers, run: str) -> tuple[list[Asked], list[str]]:
     """Widgets for what to see; the questions that are left, and the methods whose answers are shown."""
     from .samples import ANY, FAULTS, failing, told_way
 
-    def method(label: str, nobody: str, **how) -> str | None:
-        told = {None: nobody} | {way: told_way(way) for way in answers.ways}
-        return st.selectbox(label, list(told), format_func=told.get, **how, **KEEP)
+    def method(label: str, nobody: str, **how) -> str:
+        told = {"": nobody} | {way: told_way(way) for way in answers.ways}
+        return st.selectbox(label, list(told), format_func=lambda way: told.get(way, way), **how, **KEEP)
 
     fault = st.pills(
         "Failures", [ANY, *answers.faults], default=ANY, format_func=lambda code: FAULTS.get(code, "any failure"), key=f"hallucination_fault_{run}",
@@ -83,10 +83,10 @@ def _chosen(answers: Answers, run: str) -> tuple[list[Asked], list[str]]:
             key=f"hallucination_better_{run}",
             help="A failure of one that is none of the other.",
         )
-    word = None
+    word = ""
     if answers.words:
         with place[2]:
-            words = [None, *answers.words]
+            words = ["", *answers.words]
             word = st.selectbox(
                 "made-up object", words, format_func=lambda one: one or "any", key=f"hallucination_word_{run}", **KEEP
             )
@@ -97,10 +97,13 @@ def _chosen(answers: Answers, run: str) -> tuple[list[Asked], list[str]]:
         )
     first = [way for way in answers.ways if not way.rpartition(".seed")[1] or way.endswith("0")][:WAYS]
     ways = st.multiselect(
-        "Answers of", answers.ways, default=first, format_func=told_way, key=f"hallucination_ways_{run}", **KEEP
+        "Methods shown", answers.ways, default=first, format_func=told_way, key=f"hallucination_ways_{run}", **KEEP
     )
     looked_at = [one for one in (way, better) if one and one not in ways]
-    return failing(answers, fault=fault, way=way, better=better, word=word, split=split), [*(ways or first), *looked_at]
+    return failing(answers, fault=fault, way=way or None, better=better or None, word=word or None, split=split), [
+        *(ways or first),
+        *looked_at,
+    ]
 
 
 def _list(run: str, found: Sequence[Asked], ways: Sequence[str]) -> None:

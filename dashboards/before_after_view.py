@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from ..experiments.manifest import Listed
-from .charts import escaped, show
+from .charts import escaped, fold
 from .evaluations import label, told_apart
 from .session import shown_error, store, warming
 from .store import run_name
@@ -16,13 +16,13 @@ from .store import run_name
 EXPERIMENT = "against"
 
 PARTS = (
-    ("scores", "retention", "skill"),
-    ("margins", "likelihood"),
-    ("kl",),
-    ("layers",),
-    ("state_shift", "concept_shift"),
+    (("scores",), ("retention", "skill")),
+    (("margins", "likelihood"), ()),
+    (("kl",), ()),
+    (("layers",), ()),
+    (("state_shift", "concept_shift"), ()),
 )
-"""Tables that one figure is drawn from, the first of which it cannot do without, in the order of the page."""
+"""For each figure the tables it needs, and those it also takes, in the order of the page."""
 
 KEEP = {"persist_state": "session"}
 
@@ -131,12 +131,11 @@ def _figures(run: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Each by itself, so that one that cannot be drawn leaves the others."""
     from ..experiments.figures.against import drawable
 
-    for part in PARTS:
-        there = {name: tables[name] for name in part if name in tables}
-        if part[0] in there:
+    for needed, more in PARTS:
+        if all(name in tables for name in needed):
             with shown_error():
-                for figure in drawable(there):
-                    show(figure, there[part[0]], key=f"tuning-{run}-{figure.name}")
+                for figure in drawable({name: tables[name] for name in (*needed, *more) if name in tables}):
+                    fold(figure, key=f"tuning-{run}-{figure.name}", opened=needed == PARTS[0][0])
 
 
 def _numbers() -> dict:

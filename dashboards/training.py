@@ -119,7 +119,7 @@ def figure(curve: Curve, tables: Mapping[str, pd.DataFrame], smooth: int = 1) ->
             entries += [] if dashed else [len(rows)]
     if not marks:
         return None
-    n = " and ".join(f"{count:,}" for count in dict.fromkeys(entries or [len(marks[0].x)]))
+    n = " and ".join(f"{count:,}" for count in sorted({*entries} or {len(marks[0].x)}))
     notes = [
         f"n = {n} log entries, each a mean over its steps’ pairs",
         "dashed: held-out pairs" if held else "",

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from ..answers_view import answers_view
-from ..charts import escaped, show
+from ..charts import escaped, fold, show
 from ..evaluations import Evaluated, evaluated, shortened
 from ..session import shown_error, store
 
@@ -82,7 +82,7 @@ def _scores(runs: list[Evaluated]) -> None:
     start = next((metric for metric in FIRST if metric in metrics), metrics[0])
     with place[1]:
         metric = st.pills(
-            "Measure", metrics, default=start, required=True, format_func=figures.named, key=f"hallucination_metric_{'_'.join(metrics)}", **KEEP,
+            "Measure", metrics, default=start, required=True, format_func=figures.named, wrap=True, key=f"hallucination_metric_{'_'.join(metrics)}", **KEEP,
         )  # fmt: skip
     rows = every[(every["split"] == split) & (every["metric"] == metric)]
     short = shortened(list(tables))
@@ -146,7 +146,7 @@ def _report_figures(runs: list[Evaluated], tables: dict[str, pd.DataFrame]) -> N
         st.subheader(f"Mitigations and controls{f': {one.label}' if len(runs) > 1 else ''}")
         for figure in drawn:
             with shown_error():
-                show(figure, tables[one.label], key=f"hallucination-{one.run}-{figure.name}")
+                fold(figure, key=f"hallucination-{one.run}-{figure.name}", opened=False)
         if against:
             with shown_error():
                 table = store().table(one.run, "against_controls")

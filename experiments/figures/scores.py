@@ -41,7 +41,7 @@ def better(metric: str) -> str:
 
 def values(tables: Mapping[str, pd.DataFrame], metric: str, split: str) -> Figure | None:
     """A row a method and run: the metric with its interval. tables: name of a run → its scores. None where no run has it."""
-    return _forest(tables, metric, split, ("mean", "low", "high"), f"{named(metric)} of each method", "scores")
+    return _forest(tables, metric, split, ("mean", "low", "high"), f"{named(metric)}: each method", "scores")
 
 
 def differences(tables: Mapping[str, pd.DataFrame], metric: str, split: str) -> Figure | None:
@@ -54,23 +54,28 @@ def _forest(tables, metric: str, split: str, columns: tuple[str, str, str], titl
     scale, unit = (1.0, COUNTS[metric]) if metric in COUNTS else (100.0, "%" if kind == "scores" else "points")
     rows = {name: pick(table, metric=metric, split=split).set_index("method") for name, table in tables.items()}
     rows = {name: found[found[columns[0]].notna()] for name, found in rows.items()}
-    methods = dict.fromkeys(method for found in rows.values() for method in found.index)
-    lines = [(method, name) for method in methods for name, found in rows.items() if method in found.index]
-    if not lines:
+    methods = {
+        method: [name for name, found in rows.items() if method in found.index]
+        for found in rows.values()
+        for method in found.index
+    }
+    if not methods:
         return None
-    places = {line: -float(i) for i, line in enumerate(lines)}
+    places, y = {}, 0.0  # the runs of a method below each other, with more room to the next method
+    for method, names in methods.items():
+        places |= {(method, name): y - i for i, name in enumerate(names)}
+        y -= len(names) + (0.6 if len(rows) > 1 else 0.0)
     marks = []
     for k, (name, found) in enumerate(rows.items()):
         if len(found):
             at = [places[method, name] for method in found.index]
             numbers = [(scale * found[column].astype(float)).tolist() for column in columns]
-            marks.append(
-                Points(numbers[0], at, name if len(rows) > 1 else "", look(k).with_(dash=""), numbers[1], numbers[2])
-            )
-    ticks = [method if len(rows) == 1 else f"{method} · {name}" for method, name in lines]
+            label = name if len(rows) > 1 else ""
+            marks.append(Points(numbers[0], at, label, look(k).with_(dash=""), numbers[1], numbers[2]))
+    middles = [sum(places[method, name] for name in names) / len(names) for method, names in methods.items()]
     n = sorted({int(found["n"].max()) for found in rows.values() if len(found)})
     plain = sorted({method for table in tables.values() for method in _plain(table)})
-    against = f", against {', '.join(plain)}" if kind == "differences" and plain else ""
+    against = f", against {', '.join(plain)}" if plain else ""
     way = f" {better(metric).capitalize()}." if better(metric) else " Neither more nor less is better by itself."
     reading = {
         "scores": f"Each point is one way of decoding; the whisker is its 95 % interval over pictures.{way}"
@@ -79,9 +84,8 @@ def _forest(tables, metric: str, split: str, columns: tuple[str, str, str], titl
         " Where the whisker crosses 0 the method may as well do nothing.",
     }[kind]
     panel = Panel(
-        "", f"{named(metric)}{against}" + (f" ({unit})" if unit else ""), "", marks,
-        upright=(0.0, "") if kind == "differences" else None, y_ticks=(list(places.values()), ticks),
-        y_limits=(-len(lines) + 0.4, 0.6), direct=False,
+        "", unit + against if kind == "differences" else unit, "", marks, upright=(0.0, "") if kind == "differences" else None,
+        y_ticks=(middles, list(methods)), y_limits=(min(places.values()) - 0.6, 0.6 + (len(rows) > 1)), direct=False,
     )  # fmt: skip
     return Figure(
         f"{kind}_{metric}_{split}".replace(" ", "_"), title, reading,
@@ -90,7 +94,7 @@ def _forest(tables, metric: str, split: str, columns: tuple[str, str, str], titl
             [panel],
             f"n = {' and '.join(f'{one:,}' for one in n)} answers a method; whiskers: {'paired ' * (kind == 'differences')}95 % interval over pictures",
             columns=1,
-            height=0.95 + 0.25 * len(lines),
+            height=0.95 + 0.25 * (0.6 - min(places.values())),
         ),
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_scores_are_drawn_with_intervals_and_differences_and_listed(opened):
     page = opened()
     assert not page.exception and not page.error
     page = view(page, "Scores")
-    assert "CHAIR_i, mentions made up of each method" in text_of(page) and "what each method changes" in text_of(page)
+    assert "CHAIR_i, mentions made up: each method" in text_of(page) and "what each method changes" in text_of(page)
     assert "n = 4" in text_of(page) and "paired 95 % interval" in text_of(page) and "How to read this" in text_of(page)
     table = page.dataframe[0].value
     assert {"method", "measure", "value", "95 % interval", "n", "difference", "its 95 % interval"} <= set(table)
@@ -153,3 +153,28 @@ def test_answers_before_and_after_tuning_are_compared_question_by_question(told,
     assert not page.exception and not page.error
     shown = html_of(page)
     assert shown.index(">before<") < shown.index(">after<") and shown.count('class="bad"') == 1
+
+
+def test_a_figure_of_two_runs_has_a_legend_and_one_of_one_run_has_none():
+    import pandas as pd
+    from chiasm.dashboards.charts import _drawing
+    from chiasm.experiments.figures.scores import values
+
+    table = pd.DataFrame(
+        [
+            {
+                "method": "greedy",
+                "metric": "f1",
+                "split": "all",
+                "mean": 0.5,
+                "low": 0.4,
+                "high": 0.6,
+                "difference": None,
+                "n": 9,
+            }
+        ]
+    )
+    for names in (["a"], ["a", "b"]):
+        made = _drawing(values(dict.fromkeys(names, table), "f1", "all").chart, False)
+        shown = [trace.name for trace in made.data if trace.showlegend]
+        assert bool(made.layout.showlegend) == (len(names) > 1) and (len(names) == 1 or shown == names)
