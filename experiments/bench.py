@@ -248,7 +248,7 @@ PARTS = {
     "growth": growth_rows,
     **{
         name: part(name)
-        for name in ("lenses", "outliers", "embeddings", "concepts", "contrast", "compute", "retrieval")
+        for name in ("lenses", "outliers", "embeddings", "concepts", "contrast", "compute", "retrieval", "tuning")
     },
 }
 

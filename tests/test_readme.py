@@ -12,6 +12,7 @@ import torch
 import typer
 from chiasm.experiments.cli import app
 from chiasm.experiments.info import info
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +40,32 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, tmp_path_factory, 
     assert "last_prompt" in printed  # the causal trace
     torch.testing.assert_close(session["logits"], session["patched"])  # nnsight's patch is ours
     assert not list(tmp_path.iterdir())  # an example leaves nothing behind
+
+
+SMALL = {
+    "pairs": ("--n", "40"),
+    "tune": ("--max-steps", "2", "--batch-size", "4", "--held-out", "4"),
+    "evaluate": ("--limit", "2"),
+    "measure": ("--limit", "8", "--probe", "attention_shift"),
+}
+"""What makes the commands of a tuning small enough for a test."""
+
+
+def test_the_commands_of_a_tuning_run_as_they_stand(tmp_path, monkeypatch):
+    """One after the other in an empty folder, with nothing but their sizes added."""
+    monkeypatch.chdir(tmp_path)
+    lines = next(code for code in blocks(README, "sh") if "chiasm tune" in code).splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        name, *args = shlex.split(line)[1:]
+        result = CliRunner().invoke(app, [name, *args, *SMALL.get(name, ())])
+        assert result.exit_code == 0, (line, result.output, result.exception)
+    assert (tmp_path / "tuned" / "adapter_model.safetensors").is_file()
+    assert {path.parent.name for path in (tmp_path / "runs").glob("*/*/manifest.json")} >= {
+        "tune",
+        "against",
+        "measure",
+    }
 
 
 def commands() -> dict[str, set[str]]:
