@@ -32,7 +32,8 @@ def described(source: Source) -> str:
     n = manifest.get("n")
     when = str(manifest.get("started", ""))[:16].replace("T", " ")
     partial = "" if source.run.state == "complete" else f" · {source.run.state}"
-    return " · ".join([source.who, source.run.experiment, when, *([f"n = {n}"] if n else [])]) + partial
+    told = [source.who, source.run.experiment, when, f"n = {n}" if n else ""]
+    return " · ".join(dict.fromkeys(filter(None, told))) + partial
 
 
 def first_choice(sources: Sequence[Source]) -> list[str]:

@@ -140,7 +140,8 @@ class Source:
     @property
     def who(self) -> str:
         """What was measured: the model's short name, or what the run calls it."""
-        return (self.table.rpartition(".")[0] or model_name(self.run.manifest)).rpartition("/")[2] or "?"
+        told = self.table.rpartition(".")[0] or model_name(self.run.manifest)
+        return told.rstrip("/").rpartition("/")[2] or self.run.experiment
 
 
 def run_name(run: Listed) -> str:
