@@ -45,8 +45,10 @@ class Looked:
         return self.seen.attention.sum(-1)
 
     def telling(self) -> int:
-        """The word that looked at the picture most, over all layers."""
-        return int(self.on_picture.mean((1, 2)).argmax())
+        """The word that looked at the picture most, over all layers; one of more than three letters where there is one."""
+        seen, shares = self.seen, self.on_picture.mean((1, 2))
+        long = np.array([len(word.strip()) > 3 for word in seen.words[: len(shares)]])
+        return int(np.where(long | ~long.any(), shares, -1).argmax())
 
     def busiest(self) -> int:
         """The place in `seen.layers` of the layer that looks at the picture most, over all words."""

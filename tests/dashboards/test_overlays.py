@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from chiasm.dashboards import overlays
@@ -110,6 +112,10 @@ def _looked() -> Looked:
 def test_what_is_told_of_a_word():
     looked = _looked()
     assert looked.telling() == 0 and looked.busiest() == 1 and looked.named(1) == "end"
+    attention = np.concatenate([looked.seen.attention, np.full((1, 2, 2, 4), 0.2, np.float32)])
+    more = replace(looked.seen, words=(" boat", "", " a"), tokens=(7, 2, 3), attention=attention)
+    assert Looked(1, looked.chosen, more).telling() == 0
+    assert Looked(1, looked.chosen, replace(more, words=("up", "", " a"))).telling() == 2
     told = looked.told(0, 1, 0)
     assert told.startswith("“boat”, layer 3, head 0: 40% of its attention is on the picture, at most 20% on one patch.")
     assert "Of this, 50% is on the 1 of 4 patches" in told and "1 of 4 visual tokens" in told
