@@ -69,41 +69,36 @@ def _chosen(answers: Answers, run: str) -> tuple[list[Asked], list[str]]:
         told = {"": nobody} | {way: told_way(way) for way in answers.ways}
         return st.selectbox(label, list(told), format_func=lambda way: told.get(way, way), **how, **KEEP)
 
-    fault = st.pills(
-        "Failures", [ANY, *answers.faults], default=ANY, format_func=lambda code: FAULTS.get(code, "any failure"), key=f"hallucination_fault_{run}",
-        help="Choose none to see every question.", **KEEP,
-    )  # fmt: skip
-    place = st.columns(3)
-    with place[0]:
-        way = method("of", "any method", key=f"hallucination_way_{run}")
-    with place[1]:
-        better = method(
-            "where this one is right",
-            "–",
-            key=f"hallucination_better_{run}",
-            help="A failure of one that is none of the other.",
-        )
-    word = ""
-    if answers.words:
-        with place[2]:
-            words = ["", *answers.words]
-            word = st.selectbox(
-                "made-up object", words, format_func=lambda one: one or "any", key=f"hallucination_word_{run}", **KEEP
-            )
     split = None
-    if len(answers.splits) > 1:
-        split = st.pills(
-            "Questions", answers.splits, key=f"hallucination_asked_{run}", help="Choose none for all.", **KEEP
-        )
+    with st.container(horizontal=True, gap="large"):
+        fault = st.pills(
+            "Failures", [ANY, *answers.faults], default=ANY, format_func=lambda code: FAULTS.get(code, "any failure"),
+            key=f"hallucination_fault_{run}", help="Choose none to see every question.", **KEEP,
+        )  # fmt: skip
+        if len(answers.splits) > 1:
+            split = st.pills(
+                "Questions", answers.splits, key=f"hallucination_asked_{run}", help="Choose none for all.", **KEEP
+            )
     first = [way for way in answers.ways if not way.rpartition(".seed")[1] or way.endswith("0")][:WAYS]
-    ways = st.multiselect(
+    shown = st.multiselect(
         "Methods shown", answers.ways, default=first, format_func=told_way, key=f"hallucination_ways_{run}", **KEEP
     )
-    looked_at = [one for one in (way, better) if one and one not in ways]
-    return failing(answers, fault=fault, way=way or None, better=better or None, word=word or None, split=split), [
-        *(ways or first),
-        *looked_at,
-    ]
+    places = st.columns(3)
+    with places[0]:
+        way = method("Failing", "any that is shown", key=f"hallucination_way_{run}")
+    with places[1]:
+        better = method("while this one is right", "–", key=f"hallucination_better_{run}")
+    word = ""
+    if answers.words:
+        with places[2]:
+            words = ["", *answers.words]
+            word = st.selectbox(
+                "Made-up object", words, format_func=lambda one: one or "any", key=f"hallucination_word_{run}", **KEEP
+            )
+    shown = [*(shown or first), *(one for one in dict.fromkeys((way, better)) if one and one not in (shown or first))]
+    counted = [way] if way else [one for one in shown if one != better]
+    found = failing(answers, fault=fault, ways=counted, better=better or None, word=word or None, split=split)
+    return found, shown
 
 
 def _list(run: str, found: Sequence[Asked], ways: Sequence[str]) -> None:

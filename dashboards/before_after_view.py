@@ -81,7 +81,7 @@ def _verdicts(tables: Mapping[str, pd.DataFrame]) -> None:
     """What preference tuning is said to do, and what this run says of it; then the short table of everything."""
     from ..experiments import against_words as words
 
-    tables = dict(tables) | {"summary": words.summary(tables)}
+    tables = {"summary": words.summary(tables)} | dict(tables)  # a run that is complete has it
     claims = words.claims(tables)
     if claims:
         with st.container(border=True, key="tuning_verdicts"):

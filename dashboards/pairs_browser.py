@@ -97,8 +97,7 @@ def read_pair_set(one: PairSet) -> Contents:
         return Contents(setup=setup, dropped=dropped, read=len(records), problems=tuple(problems))
     rows, table = None, pd.DataFrame(columns=list(SHOWN))
     try:
-        rows = _dataset(str(one.path), (one.path / "pairs.json").stat().st_mtime_ns)
-        table = rows.select_columns([name for name in SHOWN if name in rows.column_names])[:].to_pandas()
+        rows, table = _dataset(str(one.path), (one.path / "pairs.json").stat().st_mtime_ns)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's derive from these
         problems.append(
             f"the pairs of {one.name!r} cannot be read ({_short(error)}): make them again with `chiasm pairs`"
@@ -178,10 +177,12 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=8)
-def _dataset(path: str, changed: int):
+def _dataset(path: str, changed: int) -> tuple[Any, pd.DataFrame]:
+    """The rows, in which pictures stay bytes so that a broken one is told in its place, and their columns `SHOWN`."""
     from ..alignment.pair_files import load_pairs
 
-    return load_pairs(path).with_format("arrow")  # pictures stay bytes, so that a broken one is told in its place
+    rows = load_pairs(path).with_format("arrow")
+    return rows, rows.select_columns([name for name in SHOWN if name in rows.column_names])[:].to_pandas()
 
 
 def _picture(cell: Any) -> Image.Image | str:

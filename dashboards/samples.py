@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,14 +116,14 @@ def failing(
     answers: Answers,
     *,
     fault: str | None = None,
-    way: str | None = None,
+    ways: Collection[str] | None = None,
     better: str | None = None,
     word: str | None = None,
     split: str | None = None,
 ) -> list[Asked]:
     """Questions that an answer fails: by a fault (`ANY`: whichever), or by making a word up, or both; of all splits or one.
 
-    way: only this one's answers count; better: a way whose answer must not fail so. With neither fault nor word, every question.
+    ways: only their answers count; better: a way whose answer must not fail so. With neither fault nor word, every question.
     """
 
     def fails(said: Said) -> bool:
@@ -135,7 +135,7 @@ def failing(
             return False
         if fault is None and word is None:
             return True
-        counted = [said for name, said in one.said.items() if way is None or name == way]
+        counted = [said for name, said in one.said.items() if ways is None or name in ways]
         other = one.said.get(better) if better else None
         return any(map(fails, counted)) and (not better or (other is not None and not fails(other)))
 

@@ -36,7 +36,9 @@ def page() -> None:
         benchmark = st.segmented_control("Benchmark", benchmarks, default=benchmarks[0], **choice)
         view = st.segmented_control("Show", list(views), default="Scores", **choice | {"key": "hallucination_view"})
     runs = {one.label: one for one in found if one.benchmark == benchmark}
-    first = next((name for name, one in runs.items() if one.answers), next(iter(runs)))
+    first = max(
+        runs, key=lambda name: 2 * bool(runs[name].table) + runs[name].answers
+    )  # the newest that shows the most
     chosen = st.multiselect(
         "Runs", list(runs), default=[first], key=f"hallucination_runs_{benchmark}",
         help="Several are drawn side by side: other models, adapters, or settings.", **KEEP,

@@ -78,8 +78,8 @@ def test_answers_are_listed_with_what_is_made_up_and_can_be_filtered(opened):
     pills = next(one for one in page.pills if one.label == "Failures")
     every = pills.set_value(None).run()
     assert "**4** of 4 questions" in text_of(every)
-    way = next(one for one in page.selectbox if one.label == "of")
-    assert way.options == ["any method", "greedy", "sampling-t3, seed 0", "sampling-t3, seed 1"]
+    way = next(one for one in page.selectbox if one.label == "Failing")
+    assert way.options == ["any that is shown", "greedy", "sampling-t3, seed 0", "sampling-t3, seed 1"]
     assert sum(button.label == "Open in Look" for button in every.button) == 4
 
 

@@ -74,10 +74,12 @@ def test_failures_are_those_of_a_method_that_another_one_does_not_share(tmp_path
         return "".join(one.id for one in failing(answers, **how))
 
     assert ids() == "abcd" and ids(split="popular") == "b"
-    assert ids(fault=ANY) == "abcd" and ids(fault=ANY, way="greedy") == "abc"
-    assert ids(fault="false_yes") == "ab" and ids(fault="false_yes", way="vcd") == "" and ids(fault="missed") == "cd"
-    assert ids(fault=ANY, way="greedy", better="vcd") == "ab" and ids(fault=ANY, way="vcd", better="greedy") == "d"
-    assert ids(way="greedy", better="vcd") == "abcd"  # nothing to fail by: every question
+    assert ids(fault=ANY) == "abcd" and ids(fault=ANY, ways=["greedy"]) == "abc"
+    assert ids(fault="false_yes") == "ab" and ids(fault="false_yes", ways=["vcd"]) == "" and ids(fault="missed") == "cd"
+    assert (
+        ids(fault=ANY, ways=["greedy"], better="vcd") == "ab" and ids(fault=ANY, ways=["vcd"], better="greedy") == "d"
+    )
+    assert ids(ways=["greedy"], better="vcd") == "abcd"  # nothing to fail by: every question
     assert fault_table(answers).to_dict("records") == [
         {"method": "greedy", "answers": 4, "false yes": 2, "missed": 1},
         {"method": "vcd", "answers": 4, "false yes": 0, "missed": 2},
@@ -93,7 +95,7 @@ def test_made_up_objects_are_counted_by_method_and_can_be_looked_for(tmp_path):
         "bus": {"greedy": 1, "vcd, seed 0": 0},
     }
     assert answers.words == ["bus", "dog"]
-    assert [one.id for one in failing(answers, word="dog", way="vcd.seed0")] == ["b"]
+    assert [one.id for one in failing(answers, word="dog", ways=["vcd.seed0"])] == ["b"]
     assert [one.id for one in failing(answers, word="bus")] == ["b"]
 
 
