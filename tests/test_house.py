@@ -189,6 +189,7 @@ def test_constraints_pin_exact_versions_and_nothing_else():
 IMPORTED_AS = {
     "huggingface-hub": "huggingface_hub",
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "transformer-lens": "transformer_lens",
 }
