@@ -70,7 +70,7 @@ def _chosen(answers: Answers, run: str) -> tuple[list[Asked], list[str]]:
         return st.selectbox(label, list(told), format_func=lambda way: told.get(way, way), **how, **KEEP)
 
     split = None
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         fault = st.pills(
             "Failures", [ANY, *answers.faults], default=ANY, format_func=lambda code: FAULTS.get(code, "any failure"),
             key=f"hallucination_fault_{run}", help="Choose none to see every question.", **KEEP,

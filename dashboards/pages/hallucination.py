@@ -31,7 +31,7 @@ def page() -> None:
         list(dict.fromkeys(one.benchmark for one in found)),
         {"Scores": _scores, "Answers": answers_view},
     )
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         choice = {"required": True, "key": "hallucination_benchmark"} | KEEP
         benchmark = st.segmented_control("Benchmark", benchmarks, default=benchmarks[0], **choice)
         view = st.segmented_control("Show", list(views), default="Scores", **choice | {"key": "hallucination_view"})
