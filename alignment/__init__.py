@@ -15,6 +15,8 @@ _HOMES = {
     "WingsConfig": "wings",
     "Distillation": "distillation",
     "DistillationConfig": "distillation",
+    "LearningConfig": "learning",
+    "learn": "learning",
 }
 __all__ = [*_HOMES]
 

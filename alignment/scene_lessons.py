@@ -13,7 +13,7 @@ from PIL import Image
 from ..models import VLM
 from ..models.organism.corpus import Row, Words, asking_row, telling_row, text_row
 from ..models.organism.recipe import Recipe
-from ..models.organism.sight import IMAGE_ID, scene_of
+from ..models.organism.sight import scene_of
 from ..scenes.render import render
 from ..scenes.sample import Sample
 from ..scenes.world import Scene

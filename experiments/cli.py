@@ -49,6 +49,8 @@ EXPERIMENTS = {
     "hallucination": "mitigations against greedy decoding and against controls without a story",
     "acting": "does an intervention act where it says: every lens before and after",
     "compute": "skipping, exit and pruning: time and accuracy",
+    "wings": "text-only forgetting with and without learners, at equal learning rates and at the published ones",
+    "distilling": "what distillation of depth and segmentation leaves in the layers, against shuffled targets",
 }
 """Name of each experiment's module -> what it asks."""
 

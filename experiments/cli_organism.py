@@ -28,10 +28,12 @@ def grow(
         int, typer.Option(help="Scenes each trait in the card is measured on; 0: no card.", metavar="N")
     ] = 1000,
 ) -> None:
-    """Train the family from nothing: tower, language, alignment, tuning, styles. An hour and a half on two cores."""
+    """Train the family from nothing: tower, language, alignment, tuning, styles, learners. An hour and a half on two cores."""
+    from ..alignment.members import grow_members
     from ..models.organism.grow import grow
 
-    say(str(grow(out, recipe=recipe, resume=resume, progress=_progress, card_scenes=card_scenes)))
+    more = {"progress": _progress, "card_scenes": card_scenes, "members": grow_members}
+    say(str(grow(out, recipe=recipe, resume=resume, **more)))
 
 
 @organism.command()

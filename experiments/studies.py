@@ -21,6 +21,7 @@ def own_studies(vlm, *, seed: int, limit: int | None, root, device=None, dtype=N
         causal_trace,
         compute,
         concepts,
+        distilling,
         embeddings,
         forgetting,
         hallucination,
@@ -28,6 +29,7 @@ def own_studies(vlm, *, seed: int, limit: int | None, root, device=None, dtype=N
         outliers,
         shared_weights,
         steering,
+        wings,
     )
 
     series = lineage()
@@ -35,6 +37,7 @@ def own_studies(vlm, *, seed: int, limit: int | None, root, device=None, dtype=N
     fewer = None if limit is None else max(6, limit // 4)
     some = {"seed": seed, "root": root, "limit": few}
     placed = some | {"device": device, "dtype": dtype}
+    trained = {"seed": seed, "root": root, "device": device, "dtype": dtype}
     asked = {} if limit is None else {"questions": max(8, min(60, limit // 2))}
     every = {
         "alignment": lambda: alignment.study(series, **placed, **asked),
@@ -51,6 +54,8 @@ def own_studies(vlm, *, seed: int, limit: int | None, root, device=None, dtype=N
         ),
         "acting": lambda: acting.study(vlm, **some | {"limit": max(24, fewer or 24)}),
         "compute": lambda: compute.study(vlm, **some | {"limit": fewer or 30}),
+        "wings": lambda: wings.study(**trained | wings.REPORT),
+        "distilling": lambda: distilling.study(**trained | distilling.REPORT),
     }
     studies = []
     for name, study in every.items():

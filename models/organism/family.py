@@ -16,12 +16,14 @@ MEMBERS = {
     "tuned": ("decoder-tuned", "projector-tuned", None),
     "colour": ("decoder-tuned", "projector-tuned", "colour"),
     "place": ("decoder-tuned", "projector-tuned", "place"),
+    "wings": ("decoder-lm", "wings/projector", None),
+    "ola": ("decoder-lm", "ola/projector", None),
 }
 """Member: decoder, projector, adapter. The tower is the same in all; "organism" is another name of "tuned"."""
 
 BESIDE = {
     "wings": ("chiasm.alignment.kept_wings", "keep_saved"),
-    "ola": (f"{__package__}.task_words", "with_task_words"),
+    "ola": (f"{__package__}.task_words", "with_saved_words"),
 }
 """Member: who puts what its folder holds beside decoder and projector onto the model. Named and not imported, since what learns
 beside a model stands above the models."""

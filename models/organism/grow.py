@@ -45,13 +45,15 @@ def grow(
     resume: bool = True,
     progress: Callable[[str], None] = print,
     card_scenes: int = 1000,
+    members: Callable[..., object] | None = None,
 ) -> Path:
     """Grow the whole family into `out`, measure it, write its card, and return the folder of its files.
 
     out: holds the stages' checkpoints and curves (CSV), the growth series (`growth/`), and the family (`files/`). A killed
     run goes on where it was when called again with the same recipe. recipe: the dials, or a JSON file with some of them.
-    card_scenes: scenes a trait is measured on; 0 writes no card. Raises UserError when the folder holds a run of another
-    recipe, or any run with `resume=False`.
+    card_scenes: scenes a trait is measured on; 0 writes no card. members: grows what stands above the models before the family
+    is measured, as `alignment.members.grow_members` does (called with the folder and the progress). Raises UserError when the
+    folder holds a run of another recipe, or any run with `resume=False`.
     """
     out = Path(out)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe) if recipe else Recipe()
@@ -91,6 +93,8 @@ def grow(
         (files / style).mkdir(exist_ok=True)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             shutil.copy(out / style / name, files / style / name)
+    if members is not None:
+        members(out, progress=progress)
     (out / "grown.json").write_text(json.dumps(provenance(out, recipe), indent=1))
     if card_scenes:
         write_card(out, card_scenes, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,14 +14,17 @@ from .processor import IMAGE, PAD, SPECIALS
 TOKENS = "tokens.safetensors"
 
 
-def with_task_words(model, processor, folder: Path):
-    """The model and its processor with the task tokens of a folder: nothing but a plain Llava with a longer vocabulary.
+def with_saved_words(model, processor, folder: Path):
+    """`with_task_words` with the tokens of a folder, whose file holds one tensor (tokens, D) a task, in fp16."""
+    return with_task_words(model, processor, load_file(folder / TOKENS))
 
-    The file holds one tensor (tokens, D) a task, in fp16. Words are written behind every picture, task by task in the order of
-    their names; spans call them "image", as they belong to it. They are never said: in the output they are as likely as
-    padding. Changes both in place; returns the model.
+
+def with_task_words(model, processor, tables: Mapping[str, torch.Tensor]):
+    """The model and its processor with the embeddings (tokens, D) of each task as words: a plain Llava with a longer vocabulary.
+
+    The words are written behind every picture, task by task in the order of their names; spans call them "image", as they
+    belong to it. They are never said: in the output they are as likely as padding. Changes both in place; returns the model.
     """
-    tables = load_file(folder / TOKENS)
     names = task_words({task: len(rows) for task, rows in tables.items()})
     processor.tokenizer.add_tokens(names, special_tokens=True)
     written = f"' {IMAGE} '", f"' {' '.join([IMAGE, *names])} '"

@@ -21,7 +21,7 @@ from ...scenes.language import COLOUR_WORDS, PLACE_WORDS, count_words, mentions
 from ...scenes.sample import Sample
 from ...scenes.world import World, make_scene, split_seeds
 from .ask import answer, with_blank_picture, with_other_picture, without_picture
-from .family import FILES, load_organism
+from .family import BESIDE, FILES, load_organism
 
 SEEN = ("colour", "number", "position", "relation", "size")
 TOLD = ("existence", "colour", "number", "position", "relation", "size")
@@ -55,7 +55,8 @@ def _measure(part: str, n: int, folder: Path | str, world: World, split: str) ->
     """One of `PARTS`, in a process of its own: its rows and the seconds it took."""
     began = time.monotonic()
     measure, *names = PARTS[part]
-    members = {name: load_organism(name, folder) for name in names}
+    there = [name for name in names if name not in BESIDE or (Path(folder) / name).is_dir()]
+    members = {name: load_organism(name, folder) for name in there}
     return measure(members, n, world=world, split=split), time.monotonic() - began
 
 
@@ -106,6 +107,7 @@ def grounding_traits(members, n: int, world: World, split: str) -> list[dict]:
     for kind in SEEN:
         samples = skill_set(kind, n, split, world=world)
         rows.append(_right(f"seen_{kind}", members["tuned"], samples))
+        rows += [_right(f"{name}_seen_{kind}", member, samples) for name, member in members.items() if name != "tuned"]
         if kind in ("colour", "number", "position"):
             rows += _wrong_pictures(members["tuned"], kind, samples)
     return rows
@@ -128,7 +130,7 @@ def _wording(sample: Sample) -> str:
 def text_traits(members, n: int, world: World, split: str) -> list[dict]:
     """Skills without pictures and comprehension of described scenes, before tuning and after."""
     rows, right = [], {}
-    for name in ("lm", "tuned"):
+    for name in members:
         for kind in SKILLS:
             samples = skill_set(kind, n, split)
             right[name, kind] = [
@@ -158,7 +160,7 @@ def aligned_traits(members, n: int, world: World, split: str) -> list[dict]:
     """Object F1 of captions by the frozen decoder with the trained projector, and with the untrained one."""
     samples = caption_set(n, split, world=world)
     found = {}
-    for name in ("aligned", "lm", "tuned"):
+    for name in members:
         texts = answer(members[name], samples, 40)
         found[name] = np.array([_overlap(t, s) for s, t in zip(samples, texts, strict=True)], float)
     rows = [resampled(f"{name}_f1", _f1, *counts.T, unit="ratio") for name, counts in found.items()]
@@ -280,11 +282,11 @@ def resampled(name: str, statistic, *columns, unit: str = "ratio") -> dict:
 
 
 PARTS = {
-    "questions about the picture": (grounding_traits, "tuned"),
-    "text only": (text_traits, "lm", "tuned"),
+    "questions about the picture": (grounding_traits, "tuned", "wings"),
+    "text only": (text_traits, "lm", "tuned", "wings"),
     "existence": (existence_traits, "tuned"),
     "descriptions": (description_traits, "tuned"),
-    "captions, aligned": (aligned_traits, "aligned", "lm", "tuned"),
+    "captions, aligned": (aligned_traits, "aligned", "lm", "tuned", "ola"),
     "captions, styles": (style_traits, "tuned", "colour", "place"),
 }
 """What is measured apart: by what, on which members of the family."""

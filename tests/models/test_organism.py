@@ -6,10 +6,12 @@ import json
 import random
 import re
 from collections import Counter
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
+from chiasm.alignment.members import MembersRecipe, grow_members
 from chiasm.models.organism import MEMBERS, load_growth, load_organism
 from chiasm.models.organism.ask import answer, without_picture
 from chiasm.models.organism.card import BARS, judged
@@ -285,7 +287,8 @@ def test_bars_are_judged_on_both_sides():
 
 
 def test_a_tiny_family_grows_and_keeps_its_growth(tmp_path):
-    files = grow(tmp_path, TINY, progress=lambda line: None, card_scenes=0)
+    few = MembersRecipe(wings_steps=1, wings_batch=2, wings_rank=2, ola_steps=1, ola_batch=2, ola_layers="d1-2_s1")
+    files = grow(tmp_path, TINY, progress=lambda line: None, card_scenes=0, members=partial(grow_members, recipe=few))
     steps = growth_steps(tmp_path)
     assert steps[-1] == TINY.align_steps + TINY.tune_steps and len(steps) >= 4
     for name in MEMBERS:
