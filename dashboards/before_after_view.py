@@ -58,8 +58,8 @@ def comparisons(runs: Sequence[Listed]) -> dict[str, str]:
     found = [run for run in runs if run.experiment == EXPERIMENT and run.state in ("complete", "incomplete")]
     labels = []
     for run in found:
-        after = (run.manifest.get("config") or {}).get("after") or []
-        many = f" ({len(after)} trainings)" if isinstance(after, list) and len(after) > 1 else ""
+        trainings = len(run.manifest.get("models") or ()) - 1  # one of them is the model before
+        many = f" ({trainings} trainings)" if trainings > 1 else ""
         labels.append(f"after tuning against {label(run)}{many}")
     names = [run_name(run) for run in found]
     return {name: text + end for name, text, end in zip(names, labels, told_apart(labels, names), strict=True)}

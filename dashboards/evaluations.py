@@ -70,7 +70,10 @@ def shortened(labels: Sequence[str]) -> dict[str, str]:
 def label(run: Listed) -> str:
     """A short name of a run: model, adapter's folder, day and minute."""
     config = run.manifest.get("config") or {}
-    adapter = str(config.get("adapter") or "").rstrip("/").rsplit("/", 1)[-1]
+    adapters = config.get("adapter") or []
+    adapters = [adapters] if isinstance(adapters, str) else adapters
+    last = [str(one).rstrip("/").removesuffix("/adapter").rsplit("/", 1)[-1] for one in adapters]
+    adapter = last[0] if len(last) == 1 else f"{len(last)} adapters" if last else ""
     names = [
         model_name(run.manifest).rstrip("/").rsplit("/", 1)[-1] or run.experiment,
         f"+ {adapter}" if adapter else "",

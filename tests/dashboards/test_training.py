@@ -6,7 +6,7 @@ import os
 
 import pandas as pd
 import pytest
-from chiasm.dashboards.evaluations import shortened
+from chiasm.dashboards.evaluations import label, shortened
 from chiasm.dashboards.store import Store
 from chiasm.dashboards.training import CURVES, GIVEN_UP, MORE, SILENT, figure, progress, trainings
 from chiasm.experiments.run import Run
@@ -99,3 +99,18 @@ def test_names_lose_the_words_that_all_share():
         "dpo organism 10:54": "dpo 10:54",
     }
     assert shortened(["a b", "a"]) == {"a b": "a b", "a": "a"} and shortened(["a b"]) == {"a b": "a b"}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        (None, "organism "),
+        ("runs/tune/20260101-a/adapter/", "organism + 20260101-a "),
+        (["x/seed0"], "organism + seed0 "),
+        (["a", "b"], "organism + 2 adapters "),
+    ],
+)
+def test_a_run_is_named_by_its_model_and_its_adapters(tmp_path, adapter, told):
+    Run.create("evaluate", {"model": "organism", "adapter": adapter}, tmp_path).finish()
+    (run,) = Store(tmp_path).runs()
+    assert label(run).startswith(told)
