@@ -19,7 +19,13 @@ MEMBERS = {
     "wings": ("decoder-lm", "wings/projector", None),
     "ola": ("decoder-lm", "ola/projector", None),
 }
-"""Member: decoder, projector, adapter. The tower is the same in all; "organism" is another name of "tuned"."""
+MEMBERS |= {
+    name + seed: ("decoder-tuned", "projector-tuned", name + seed)
+    for name in ("sft", "dpo", "rdpo", "anchored", "unfiltered")
+    for seed in ("", "-1", "-2")
+}
+"""Member: decoder, projector, adapter. The tower is the same in all; "organism" is another name of "tuned". The last ones are
+ways of preference tuning, three trainings of each (`experiments.preference_arms`)."""
 
 BESIDE = {
     "wings": ("chiasm.alignment.kept_wings", "keep_saved"),
@@ -32,7 +38,7 @@ beside a model stands above the models."""
 def load_organism(name: str = "tuned", folder: Path | str = FILES, adapter: str = "merged"):
     """A family member as `(LlavaForConditionalGeneration, LlavaProcessor)`, in fp32, on CPU, in eval mode.
 
-    adapter: for the styles, "merged" folds the adapter into the weights, "peft" returns a `PeftModel` around the tuned
+    adapter: for styles and preferences, "merged" folds the adapter into the weights, "peft" returns a `PeftModel` around the tuned
     model. "wings" comes with its learners on it for good, which every pass goes through (`alignment.kept_wings.keep`); "ola"
     with its task tokens as words of its vocabulary, which its chat template writes behind every picture. Raises UserError for
     an unknown name.
