@@ -72,7 +72,7 @@ def effects(table: pd.DataFrame) -> Figure:
             y = [place + 0.14 - 0.28 * i if len(quantities) > 1 else place for place in at]
             marks.append(Points([row["mean"] for row in rows], y, name, look if len(quantities) > 1 else Look(BLACK, "D", ""), [row["low"] for row in rows], [row["high"] for row in rows]))  # fmt: skip
         names = [f"{arm}\nless {other}" for arm, other in pairs] if number == 0 else [""] * len(pairs)
-        panels.append(Panel(title, label, "", marks, upright=(0, ""), y_limits=(-0.6, len(pairs) - 0.4), y_ticks=(at, names), direct=False))  # fmt: skip
+        panels.append(Panel(title, label, "", marks, upright=(0, ""), y_limits=(-0.6, len(pairs) + 0.3), y_ticks=(at, names), direct=False))  # fmt: skip
     seeds, n = int(table["seeds"].max()), int(table["n"].max())
     return Figure(
         "distilling_effects",
