@@ -49,6 +49,8 @@ EXPERIMENTS = {
     "hallucination": "mitigations against greedy decoding and against controls without a story",
     "acting": "does an intervention act where it says: every lens before and after",
     "compute": "skipping, exit and pruning: time and accuracy",
+    "preferences": "rDPO against DPO against plain fine-tuning at equal steps on equal pairs; what filters buy",
+    "tuned_lenses": "where preference tuning acted: every lens before and after, by layer",
     "wings": "text-only forgetting with and without learners, at equal learning rates and at the published ones",
     "distilling": "what distillation of depth and segmentation leaves in the layers, against shuffled targets",
 }
@@ -129,6 +131,12 @@ def run(
             help="embeddings: a vision model (folder or hub id) whose embedding is the target.", metavar="MODEL"
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="preferences: train anew with so many steps, in place of what the organism comes with.", metavar="N"
+        ),
+    ] = None,
     word: Annotated[
         str | None, typer.Option(help="concepts: the word whose predicting states are read.", metavar="WORD")
     ] = None,
@@ -144,7 +152,7 @@ def run(
         known = "; ".join(f"{name} ({asks})" for name, asks in EXPERIMENTS.items())
         raise UserError(f"experiment {experiment!r} is not known: use {known}")
     module = import_module(f".{experiment}", __package__)
-    asked = {"questions": questions, "teacher": teacher, "word": word}
+    asked = {"questions": questions, "teacher": teacher, "word": word, "steps": steps}
     more = {name: value for name, value in asked.items() if value is not None}
     takes = signature(module.run).parameters
     for name in more:

@@ -32,13 +32,13 @@ def tune(
         typer.Option(help="Pairs that are judged and not trained on. Default: a tenth, at most 64.", metavar="N"),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--lr", help="Default: 5e-6; the bundled model: 2e-3.", metavar="RATE")
+        float | None, typer.Option("--lr", help="Default: 5e-6; the bundled model: 1e-3.", metavar="RATE")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Times through the pairs.", metavar="X")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", metavar="N")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Pairs in a pass. Default: 4; the bundled model: 16.", metavar="N"),
+        typer.Option("--batch-size", help="Pairs in a pass. Default: 4; the bundled model: 8.", metavar="N"),
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Passes in a step. Default: 8; the bundled model: 1.", metavar="N")
@@ -47,7 +47,7 @@ def tune(
         float | None, typer.Option(help="How close to stay to the reference. Default: 0.1.", metavar="B")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Of the adapter. Default: 64; the bundled model: 16.", metavar="N")
+        int | None, typer.Option(help="Of the adapter. Default: 64; the bundled model: 8.", metavar="N")
     ] = None,
     config: Annotated[
         Path | None,

@@ -80,7 +80,7 @@ def compare(
     vlm: VLM, arms: Arms, n: int, folder: Path, *, batch_size: int = 32, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
     """Tables: scores (each arm against the model before), contrasts (arms against each other), margins of held-out pairs."""
-    models = {f"{arm}/{name}": model for arm, each in arms.items() for name, model in each.items()}
+    models = {f"{arm}-{name}": model for arm, each in arms.items() for name, model in each.items()}
     how = {"batch_size": batch_size}
     benchmarks = [
         first_scenes(open_benchmark("pope-scenes", seed=seed), max(2, round(0.6 * n))),
@@ -106,7 +106,7 @@ def compare(
     )
     for (part, split), tallies, images in parts:
         first = tallies.pop("before")
-        each = {arm: {name: tallies[f"{arm}/{name}"] for name in names} for arm, names in arms.items()}
+        each = {arm: {name: tallies[f"{arm}-{name}"] for name in names} for arm, names in arms.items()}
         for arm, own in each.items():
             rows.append(compared(own, first, images, seed=seed, part=part, split=split, arm=arm))
         for a, b in CONTRASTS:

@@ -29,10 +29,10 @@ HELD_OUT = 64
 """Pairs kept from training at most, and never more than a tenth."""
 
 _SMALL = {
-    "learning_rate": 2e-3,
-    "rank": 16,
+    "learning_rate": 1e-3,
+    "rank": 8,
     "dropout": 0.0,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "gradient_checkpointing": False,
 }
 _LARGE = {"learning_rate": 5e-6, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}

@@ -17,7 +17,7 @@ LOOK = {
 EACH = Look(GREY, "v", "")
 PANELS = (
     ("POPE: accuracy", "more is better", (("pope-scenes", "random", "accuracy", "random"), ("pope-scenes", "popular", "accuracy", "popular"), ("pope-scenes", "adversarial", "accuracy", "adversarial"))),
-    ("Descriptions: made up, and told", "", (("chair-scenes", "all", "chair_i", "CHAIR_i (less is better)"), ("chair-scenes", "same length", "chair_i", "the same at equal length"), ("chair-scenes", "all", "recall", "objects mentioned (more)"))),
+    ("Descriptions", "", (("chair-scenes", "all", "chair_i", "CHAIR_i (less is better)"), ("chair-scenes", "same length", "chair_i", "the same at equal length"), ("chair-scenes", "all", "recall", "objects mentioned (more)"))),
     ("Skill elsewhere: accuracy", "more is better", (("elsewhere", "colour", "accuracy", "colour"), ("elsewhere", "number", "accuracy", "number"), ("elsewhere", "position", "accuracy", "position"))),
     ("Text alone: accuracy", "more is better", (("text alone", "sums", "accuracy", "sums"), ("text alone", "facts", "accuracy", "facts"), ("text alone", "sequences", "accuracy", "sequences"))),
 )  # fmt: skip
@@ -45,8 +45,9 @@ def ways(table: pd.DataFrame) -> Figure:
             ]
             if each:
                 x, y = zip(*each, strict=True)
-                marks.append(Points(x, y, "each training" if k == 0 else "", EACH))
-            marks.append(_points([pick(r, model="mean").iloc[0] for r in rows], place, *LOOK[arm]))
+                marks.append(Points(x, y, "" if panels or k else "each training", EACH))
+            name, look = LOOK[arm]
+            marks.append(_points([pick(r, model="mean").iloc[0] for r in rows], place, "" if panels else name, look))
         label = "change, points" + (f" ({better})" if better else "")
         panels.append(Panel(title, label, "", marks, upright=(0.0, ""), y_ticks=(at, [name for *_, name in lines]), y_limits=(-0.6, len(lines) - 0.4), direct=False))  # fmt: skip
     n = int(pick(table, part="pope-scenes", split="adversarial")["n"].max())
@@ -70,9 +71,9 @@ def against(table: pd.DataFrame) -> Figure:
     ):  # fmt: skip
         at = [float(len(names) - 1 - i) for i in range(len(names))]
         rows = [pick(table, part=part, split=split, metric=metric, contrast=name).iloc[0] for name in names]
-        marks = [_points(rows, at, "difference", Look(BLUE, "o", ""), "after", "low", "high")]
+        marks = [_points(rows, at, "", Look(BLUE, "o", ""), "after", "low", "high")]
         better = "less is better" if metric == "chair_i" else "more is better"
-        panels.append(Panel(title, f"difference, points ({better})", "", marks, upright=(0.0, ""), y_ticks=(at, [told[n] for n in names]), y_limits=(-0.6, len(names) - 0.4), direct=False))  # fmt: skip
+        panels.append(Panel(title, f"points ({better})", "", marks, upright=(0.0, ""), y_ticks=(at, [told[n] for n in names]), y_limits=(-0.6, len(names) - 0.4), direct=False))  # fmt: skip
     n = int(pick(table, part="pope-scenes", split="adversarial")["n"].max())
     return Figure(
         "against", "Which way is better than which?",
@@ -96,7 +97,8 @@ def margins(table: pd.DataFrame) -> Figure:
         for k, arm in enumerate(arms):
             place = [y + 0.33 - 0.66 * k / max(len(arms) - 1, 1) for y in at]
             rows = [pick(table, arm=arm, model="mean", metric=metric, kind="all").iloc[0] for metric, _ in lines]
-            marks.append(_points(rows, place, *LOOK[arm], "after", "low", "high", by))
+            name, look = LOOK[arm]
+            marks.append(_points(rows, place, "" if panels else name, look, "after", "low", "high", by))
         upright = (0.0 if by == 1 else 50.0, "")
         panels.append(Panel(title, label, "", marks, upright=upright, y_ticks=(at, [name for _, name in lines]), y_limits=(-0.6, len(lines) - 0.4), direct=False))  # fmt: skip
     return Figure(
