@@ -53,10 +53,10 @@ class Sizes:
         return max(least, round(of * self.described))
 
     asked = property(lambda self: self.share(0.6, 2))
-    pairs = property(lambda self: self.share(0.6, 12))
+    pairs = property(lambda self: self.share(0.6, 6))
     prompts = property(lambda self: self.share(0.24, 4))
-    lenses = property(lambda self: self.share(0.48, 16))
-    captions = property(lambda self: self.share(1.0, 24))
+    lenses = property(lambda self: self.share(0.48, 8))
+    captions = property(lambda self: self.share(1.0, 12))
     questions = property(lambda self: self.share(0.6, 8))
 
 

@@ -168,7 +168,7 @@ def layers(table: pd.DataFrame) -> Figure:
             )
         short = quantity[0].upper() + quantity[1:]
         where = "block" if some["lens"].iloc[0] in BY_BLOCK else "layer"
-        panels.append(Panel(_folded(short), where, "", marks, level=(0, "")))
+        panels.append(Panel(folded(short), where, "", marks, level=(0, "")))
     first = rows.iloc[0]
     return Figure(
         "layers_changed", "Where did tuning act?",
@@ -200,7 +200,7 @@ def states(sites: pd.DataFrame, concepts: pd.DataFrame) -> Figure:
     labels = [", ".join(text.split(", ")[:2]) for text in order["words"]]
     panels = [
         Panel("How far did states move?", "layer", "% of their length", lines, x_ticks=(x, names), y_limits=(0, max(lines[0].y) * 1.15)),
-        Panel("Do a concept’s samples agree?", "mean cosine of two moves", "", marks, upright=(0.0, ""), y_ticks=(at, labels), y_limits=(-0.7, len(at) + 1.2), direct=False),
+        Panel("Does a concept move as one?", "mean cosine of two moves", "", marks, upright=(0.0, ""), y_ticks=(at, labels), y_limits=(-0.7, len(at) + 1.2), direct=False),
     ]  # fmt: skip
     return Figure(
         "states_moved", "What moved in the states that predict a word?",
@@ -228,7 +228,7 @@ def _seeds(table: pd.DataFrame) -> str:
     return f", mean over {many} trainings" if many > 1 else ""
 
 
-def _folded(text: str, width: int = 24) -> str:
+def folded(text: str, width: int = 24) -> str:
     """On two lines where it is long."""
     if len(text) <= width:
         return text

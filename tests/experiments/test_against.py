@@ -174,7 +174,7 @@ def test_states_are_matched_by_sample(before, tuned):
 def test_the_whole_of_it_writes_a_run_and_goes_on_behind_its_last_part(before, colour, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "concept_tables", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        against(before, colour, limit=4, root=tmp_path)
+        against(before, colour, limit=2, root=tmp_path)
     (path,) = (tmp_path / "against").iterdir()
     begun = load_run(path)
     assert begun.manifest["parts"].keys() == {"preferences", "kl", "scores", "knowledge", "lenses"}
@@ -182,8 +182,8 @@ def test_the_whole_of_it_writes_a_run_and_goes_on_behind_its_last_part(before, c
     for part in ("preference_tables", "kl_table", "lens_tables"):
         monkeypatch.setattr(module, part, None)  # not asked again
     with pytest.raises(UserError, match="another seed"):
-        against(before, colour, limit=4, seed=1, run=begun.resume())
-    study = against(before, colour, limit=4, run=load_run(path).resume())
+        against(before, colour, limit=2, seed=1, run=begun.resume())
+    study = against(before, colour, limit=2, run=load_run(path).resume())
     kept = load_run(study.path)
     assert kept.finished and {"margins", "kl", "scores", "retention", "skill", "lenses", "layers", "summary"} <= {
         file.stem for file in (study.path / "tables").iterdir()
@@ -233,7 +233,7 @@ def test_models_that_cannot_be_compared(before, tuned):
 
 def test_sizes_follow_the_limit():
     assert (Sizes(100).asked, Sizes(100).pairs, Sizes(100).lenses) == (60, 60, 48)
-    assert (Sizes(1).asked, Sizes(1).pairs, Sizes(1).lenses) == (2, 12, 16)
+    assert (Sizes(1).asked, Sizes(1).pairs, Sizes(1).lenses) == (2, 6, 8)
 
 
 def test_adapters_are_named_by_the_end_of_their_path():
