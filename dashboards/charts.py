@@ -28,13 +28,16 @@ EDGE = 96
 """Pixels right of a panel for the names of its curves."""
 
 
-def show(figure: Figure, table: pd.DataFrame | None = None, *, key: str, framed: bool = True) -> None:
+def show(
+    figure: Figure, table: pd.DataFrame | None = None, *, key: str, framed: bool = True, columns: int | None = None
+) -> None:
     """Draws a figure on the page, a panel a drawing, so that they stack in a narrow window.
 
     table: what the CSV download holds; default: the numbers in the chart. key: one of its own for every figure of a page.
-    framed: with a border and the title, which where the figure is a part of something else are told there.
+    framed: with a border and the title, which where the figure is a part of something else are told there. columns: of panels, where
+    a wide window has room for more than paper.
     """
-    chart = figure.chart
+    chart = figure.chart if columns is None else replace(figure.chart, columns=columns)
     with st.container(border=framed, key=f"figure-{key}"):
         if framed:
             st.markdown(f"##### {escaped(figure.title)}")
@@ -49,7 +52,7 @@ def show(figure: Figure, table: pd.DataFrame | None = None, *, key: str, framed:
         downloads(figure, table, key=key)
 
 
-def fold(figure: Figure, *, key: str, opened: bool) -> None:
+def fold(figure: Figure, *, key: str, opened: bool, columns: int | None = None) -> None:
     """The figure under its title, drawn when it is opened: a page of ten figures is there at once."""
 
     @st.fragment
@@ -57,7 +60,7 @@ def fold(figure: Figure, *, key: str, opened: bool) -> None:
         box = st.expander(f"**{escaped(figure.title)}**", expanded=opened, key=f"fold-{key}", on_change="rerun")
         if box.open:
             with box:
-                show(figure, key=key, framed=False)
+                show(figure, key=key, framed=False, columns=columns)
 
     folded()
 

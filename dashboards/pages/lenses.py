@@ -77,7 +77,12 @@ def _lens(lens: str, sources: Sequence[Source]) -> None:
         with shown_error():
             figure = _figure(lens, i, stamps, way == "together", tables)
             if figure is not None:
-                charts.fold(figure, key=f"lenses-{lens}-{i}-{way}", opened=i == 0)
+                charts.fold(
+                    figure,
+                    key=f"lenses-{lens}-{i}-{way}",
+                    opened=i == 0,
+                    columns=3 if figure.name.endswith("-compared") and way == "together" else None,
+                )
     with shown_error():
         everything = pd.concat([table.assign(run=name) for name, table in tables.items()], ignore_index=True)
         st.download_button(

@@ -9,10 +9,8 @@ from dataclasses import replace
 from ..style import NULL, look
 from .chart import Areas, Chart, Figure, Heat, Line, Panel, Points
 
-TITLE = 30
-"""Letters of a panel's title in a line."""
-
-COLUMNS = 3
+LETTERS = {1: 80, 2: 35, 3: 21}
+"""Columns of panels -> letters of a line that is as wide as one."""
 
 CURVES = (
     "Here each panel has one curve of the figure, and in it a line a run; where the words below name a colour, they mean "
@@ -44,21 +42,21 @@ def together(figures: Mapping[str, Figure]) -> Figure:
         ticks = first.x_ticks if all(panel.x_ticks == first.x_ticks for panel, _, _ in lines.values()) else None
         marks = [replace(curve, label=name, look=look(list(figures).index(name))) for name, (_, curve, _) in lines.items()]  # fmt: skip
         marks += _levels({name: levels for name, (_, _, levels) in lines.items()}, list(figures))
-        panels.append(replace(first, title=_wrapped(told), marks=marks, y_limits=limits[title], x_ticks=ticks))
-    panels += _beside(figures, [panel.title for figure in figures.values() for panel in figure.chart.panels if not _of_curves(panel)])  # fmt: skip
-    chart = Chart(panels, _note(figures), columns=COLUMNS, height=2.6)
+        panels.append(replace(first, title=_wrapped(told, 2), marks=marks, y_limits=limits[title], x_ticks=ticks))
+    panels += _beside(figures, [panel.title for figure in figures.values() for panel in figure.chart.panels if not _of_curves(panel)], 2)  # fmt: skip
+    chart = Chart(panels, _note(figures), columns=2, height=2.6)
     return _compared(figures, chart, f"{CURVES} ")
 
 
 def beside(figures: Mapping[str, Figure]) -> Figure:
     """The panels of each table, those of one title in a row and on one scale."""
-    panels = _beside(figures, [panel.title for figure in figures.values() for panel in figure.chart.panels])
+    columns = min(len(figures), max(LETTERS))
+    panels = _beside(figures, [panel.title for figure in figures.values() for panel in figure.chart.panels], columns)
     heights = [figure.chart.height for figure in figures.values() if figure.chart.height]
-    columns = min(len(figures), COLUMNS)
     return _compared(figures, Chart(panels, _note(figures), columns=columns, height=max(heights, default=None)))
 
 
-def _beside(figures: Mapping[str, Figure], titles: Sequence[str]) -> list[Panel]:
+def _beside(figures: Mapping[str, Figure], titles: Sequence[str], columns: int) -> list[Panel]:
     limits, colours = _limits(figures), _colours(figures)
     panels = []
     for title in dict.fromkeys(titles):
@@ -67,7 +65,8 @@ def _beside(figures: Mapping[str, Figure], titles: Sequence[str]) -> list[Panel]
                 if panel.title == title:
                     marks = [replace(m, limits=colours[title]) if isinstance(m, Heat) else m for m in panel.marks]
                     told = f"{name}: {title[:1].lower()}{title[1:]}" if title else name
-                    panels.append(replace(panel, title=_wrapped(told), marks=marks, y_limits=limits[title]))
+                    words = {"title": _wrapped(told, columns), "x_label": _wrapped(panel.x_label, columns)}
+                    panels.append(replace(panel, **words, marks=marks, y_limits=limits[title]))
     return panels
 
 
@@ -152,5 +151,5 @@ def _note(figures: Mapping[str, Figure]) -> str:
     return "\n".join(f"{name}: {note}" for name, note in notes.items())
 
 
-def _wrapped(title: str) -> str:
-    return "\n".join(textwrap.wrap(title, TITLE))
+def _wrapped(text: str, columns: int) -> str:
+    return "\n".join(textwrap.wrap(text, LETTERS[columns]))
