@@ -54,7 +54,7 @@ def warming() -> threading.Thread:
     from importlib import import_module
 
     def load() -> None:
-        for name in ("chiasm.experiments.lenses", "matplotlib.figure", "chiasm.models"):
+        for name in ("chiasm.experiments.lenses", "pyarrow.parquet", "plotly.tools", "chiasm.models"):
             import_module(name)
 
     thread = threading.Thread(target=load, name="warming", daemon=True)
