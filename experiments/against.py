@@ -36,6 +36,7 @@ from .figures import against as figures
 from .hallucination import first_scenes
 from .lens_changes import concept_tables, lens_tables
 from .run import Run
+from .scene_pairs import held_out_pairs
 from .study import Study, framed_scenes, keep_figures
 
 SCENES = 100
@@ -134,26 +135,6 @@ def everything(
         "lenses": lambda: lens_tables(before, models, list(framed_scenes(sizes.lenses, seed)), **how),
         "concepts": concepts,
     }
-
-
-def held_out_pairs(vlm: VLM, n: int, folder: str | Path, seed: int = 0):
-    """Preference pairs of `n` unseen scenes by scene truth (`alignment.pairs`), no fewer because some give none; a `datasets.Dataset`.
-
-    Those a model was tuned on are of training scenes, and are not held out.
-    """
-    from ..alignment.encoders import open_encoder
-    from ..alignment.judges import SceneJudge
-    from ..alignment.masking import SceneMasker
-    from ..alignment.pair_config import PairConfig
-    from ..alignment.pairs import build_pairs
-    from ..alignment.scene_truth import SceneTruth
-
-    scenes = description_set(n + max(4, n // 8), seed=seed)
-    made = build_pairs(
-        scenes, folder, backend=SceneTruth(), encoder=open_encoder("tower", vlm), judge=SceneJudge(), masker=SceneMasker(),
-        config=PairConfig(chat=vlm.writer.templated, seed=seed), progress=False,
-    ).dataset()  # fmt: skip
-    return made.select(range(min(n, len(made))))
 
 
 def same_answers(before: VLM, models: Mapping[str, VLM]) -> list[str]:
