@@ -33,7 +33,7 @@ def draw() -> None:
     """The whole of the window: the list of pages, and the one that is open."""
     st.set_page_config(page_title="chiasm", page_icon=_icon(), layout="wide")
     st.html(STYLE)
-    st.navigation([page(name) for name in PAGES], position="top").run()
+    st.navigation([*(page(name) for name in PAGES), _named_first()], position="top").run()
     warming()
 
 
@@ -50,7 +50,15 @@ def _icon() -> Image.Image:
 def page(name: str):
     """The page as Streamlit knows it. Its module is imported when it is opened, not before."""
     title, icon = PAGES[name]
-    return st.Page(_opened(name), title=title, icon=icon, url_path=name, default=name == next(iter(PAGES)))
+    if name == next(iter(PAGES)):
+        return st.Page(_opened(name), title=title, icon=icon, url_path="", default=True)
+    return st.Page(_opened(name), title=title, icon=icon, url_path=name)
+
+
+def _named_first():
+    """The first page answers at the address without a name alone; this leads there from its name."""
+    name = next(iter(PAGES))
+    return st.Page(lambda: go(name), title=PAGES[name][0], url_path=name, visibility="hidden")
 
 
 def page_alone(name: str) -> None:

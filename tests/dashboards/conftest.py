@@ -6,25 +6,16 @@ import json
 
 import pytest
 from chiasm.dashboards.settings import VARIABLE
-from chiasm.models import open_vlm
 from streamlit.testing.v1 import AppTest
 
 
 @pytest.fixture(scope="session")
 def runs_root(tmp_path_factory):
     """A folder with measurements of two organisms through every lens. Tests that change it take a copy."""
-    from chiasm.experiments.lenses import built_in
-    from chiasm.experiments.run import Run
-    from chiasm.experiments.study import framed_scenes
-    from chiasm.probes import measure
+    from .evaluation_runs import make_measurements
 
     root = tmp_path_factory.mktemp("runs")
-    for member in ("tuned", "aligned"):
-        vlm = open_vlm(f"organism/{member}", device="cpu")
-        samples = framed_scenes(8)
-        config = {"model": f"organism/{member}", "data": "scenes", "limit": 8, "seed": 0}
-        with Run.create("measure", config, root) as run:
-            measure(vlm, samples, built_in(vlm, next(iter(samples)))[0], run=run, progress=False)
+    make_measurements(root)
     return root
 
 
