@@ -97,7 +97,8 @@ def tune(
         run.note(n=len(data), steps=done.steps)
     if save and run.writes:
         shutil.copytree(run.path / "adapter", save, dirs_exist_ok=True)
-    _show(done, told)
+    if run.writes:
+        _show(done, told)
     say(f"chiasm generate, evaluate and report take it as --adapter {save or run.path}", error=True)
     say(str(run.path))
 
