@@ -56,7 +56,7 @@ def own_studies(vlm, *, seed: int, limit: int | None, root, device=None, dtype=N
         ),
         "acting": lambda: acting.study(vlm, **some | {"limit": max(24, fewer or 24)}),
         "compute": lambda: compute.study(vlm, **some | {"limit": fewer or 30}),
-        "preferences": lambda: preferences.study(vlm, **some | {"limit": fewer or 30}),
+        "preferences": lambda: preferences.study(vlm, **some | {"limit": fewer or 24}),
         "tuned_lenses": lambda: tuned_lenses.study(vlm, **some | {"limit": max(16, fewer or 24)}),
         "wings": lambda: wings.study(**trained | wings.REPORT),
         "distilling": lambda: distilling.study(**trained | distilling.REPORT),
