@@ -19,7 +19,7 @@ PORTS = range(8501, 8531)
 UPLOAD_MB = 20
 """Largest picture that the server takes."""
 
-DARK = {"primaryColor": "#56b4e9", "backgroundColor": "#14171c", "secondaryBackgroundColor": "#1e232b", "textColor": "#e8eaee", "borderColor": "#363c47"}  # fmt: skip
+DARK = {"primaryColor": "#2384c6", "backgroundColor": "#14171c", "secondaryBackgroundColor": "#1e232b", "textColor": "#e8eaee", "borderColor": "#363c47"}  # fmt: skip
 LIGHT = {"primaryColor": BLUE, "backgroundColor": PAPER, "secondaryBackgroundColor": "#f4f6f8", "textColor": INK, "borderColor": FAINT}  # fmt: skip
 
 

@@ -39,11 +39,15 @@ def served(runs: Path, log: Path) -> Iterator[tuple[str, float]]:
     """(address, when it was started) of a dashboard with the organism over these runs."""
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
-    environment = os.environ | {VARIABLE: json.dumps({"runs": str(runs), "device": "cpu", "port": port})}
+    environment = os.environ | {VARIABLE: json.dumps({"runs": runs.name, "device": "cpu", "port": port})}
     start = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "chiasm.dashboards"], env=environment, stdout=out, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "chiasm.dashboards"],
+            cwd=runs.parent,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
     try:
         while True:
