@@ -161,5 +161,7 @@ def test_without_filters_truth_is_told_and_nothing_is_refused_for_it():
     assert filters.chosen(["a blue cup .", "a cup of tea"], [shown()] * 2) == [(None, 0.0), (None, None)]
     assert filters.rejected_texts([1.0], ["a cup ."], [shown()]) == [(None, 1.0)]
     assert filters.rejected_pictures([1.0], [TEXT], [shown()]) == [(None, 1.0)]
-    assert filters.text(MASKED, Fill("a blue and green and very old cup in a kitchen .", ("blue and very old",))) is None
+    assert (
+        filters.text(MASKED, Fill("a blue and green and very old cup in a kitchen .", ("blue and very old",))) is None
+    )
     assert filters.text(MASKED, Fill("a red cup in a kitchen .", ("red",))) == "unchanged"
