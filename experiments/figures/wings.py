@@ -42,7 +42,7 @@ def outcomes(table: pd.DataFrame, steps: int) -> Figure:
         "Diamonds are means over trainings, grey dots the trainings; the dotted line is the model before. Learners keep text skill if “wings” lies lower than “plain” on the left; "
         "they cost nothing if it does not lie higher in the middle. “plain, slow” has no learners, only the smaller rate that the published comparison gives to them.",
         "Three panels: loss on text-only tasks, loss on questions about pictures, and attention shift, one point an arm with each training beside it.",
-        Chart(panels, f"{steps} steps; n = {n} questions at most; whiskers: 95 % interval over questions and trainings (none for the shift)", columns=3, height=3.2),
+        Chart(panels, f"{steps} steps; n = {n} questions at most; whiskers: 95 % interval over questions and trainings (none for the shift)", columns=2 if len(arms) < 6 else 1, height=2.8),
     )  # fmt: skip
 
 
