@@ -34,10 +34,10 @@ FIRST_PAGE, PAGE_SWITCH, ANSWER_AGAIN = 3.0, 1.0, 1.0
 def slack() -> float:
     """How much longer things may take: other work on the machine is none of the dashboard's, and said so."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load <= cores:
+    if load <= 1:
         return 1.5  # another machine, another day
     print(f"the load is {load:.1f} on {cores} cores: bars are stretched accordingly")
-    return 3.0 * load / cores
+    return 3.0 * max(1.0, load / cores)
 
 
 @pytest.fixture(scope="module")
