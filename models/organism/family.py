@@ -19,11 +19,10 @@ MEMBERS = {
     "wings": ("decoder-lm", "wings/projector", None),
     "ola": ("decoder-lm", "ola/projector", None),
 }
-MEMBERS |= {
-    name + seed: ("decoder-tuned", "projector-tuned", name + seed)
-    for name in ("sft", "dpo", "rdpo", "anchored", "unfiltered")
-    for seed in ("", "-1", "-2")
-}
+PREFERRING = tuple(
+    name + seed for name in ("sft", "dpo", "rdpo", "anchored", "unfiltered") for seed in ("", "-1", "-2")
+)
+MEMBERS |= {name: ("decoder-tuned", "projector-tuned", name) for name in PREFERRING}
 """Member: decoder, projector, adapter. The tower is the same in all; "organism" is another name of "tuned". The last ones are
 ways of preference tuning, three trainings of each (`experiments.preference_arms`)."""
 
@@ -57,6 +56,10 @@ def load_organism(name: str = "tuned", folder: Path | str = FILES, adapter: str 
     fill(model, "language_model", folder / f"{decoder}.safetensors")
     fill(model, "multi_modal_projector", folder / f"{projector}.safetensors")
     if style:
+        if not (folder / style / "adapter_config.json").is_file():
+            raise UserError(
+                f"the family in {str(folder)!r} has no {style!r}: preferences are trained on the one that comes with chiasm"
+            )
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder / style)

@@ -522,7 +522,7 @@ def test_errors_of_the_system_that_a_user_can_put_right(refused, monkeypatch, er
     def fails(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("chiasm.experiments.run.list_runs", fails)
+    monkeypatch.setattr("chiasm.experiments.manifest.list_runs", fails)
     assert (error.filename or "no space") in refused("runs")
 
 
@@ -530,7 +530,7 @@ def test_a_fault_of_chiasm_shows_its_traceback(monkeypatch):
     def fails(*_args, **_options):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("chiasm.experiments.run.list_runs", fails)
+    monkeypatch.setattr("chiasm.experiments.manifest.list_runs", fails)
     with pytest.raises(KeyError, match="a bug"):
         cli.main(["runs"])
 
