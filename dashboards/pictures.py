@@ -17,7 +17,7 @@ from ..scenes.pictures import FORMATS, open_picture
 from ..scenes.readers import DEFAULT_PROMPT, Reader
 from ..scenes.render import render
 from ..scenes.sample import IMAGE_MARK, BadSample, Sample
-from ..scenes.world import make_scene, split_seeds
+from ..scenes.world import make_scene, place_in_split, split_seeds
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
@@ -141,8 +141,7 @@ def _rendered(sample_id: str, seed: int) -> list[Sample]:
     style, kind, scene = named[1] or "neutral", named[2], int(named[3])
     if kind not in ("description", "caption", *ASKED):
         return []
-    split = {8: "val", 9: "test"}.get(scene % 10, "train")
-    start = scene // 10 * (8 if split == "train" else 1) + (scene % 10 if split == "train" else 0)
+    split, start = place_in_split(scene)
     return list(scene_samples(1, split, kind, seed, style=style, start=start))
 
 

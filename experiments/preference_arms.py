@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..models import VLM, open_vlm
 from ..scenes.benchmarks import scene_samples
+from .figures.preferences import LOOK
 from .scene_pairs import scene_pairs
 
 ARMS = {
@@ -15,7 +16,7 @@ ARMS = {
 }  # fmt: skip
 """Arm: method, and whether its pairs were filtered. The organism's members of these names (and -1, -2) come of `train`."""
 
-NAMES = {"sft": "SFT", "dpo": "DPO", "rdpo": "rDPO", "anchored": "rDPO, anchored", "unfiltered": "rDPO, no filters"}
+NAMES = {arm: name for arm, (name, _) in LOOK.items()}
 
 SEEDS = 3
 STEPS, SCENES, SETTINGS = 120, 3000, {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "rank": 8}

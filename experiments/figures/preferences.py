@@ -38,7 +38,7 @@ def ways(table: pd.DataFrame) -> Figure:
         at = [float(len(lines) - 1 - i) for i in range(len(lines))]
         marks = []
         for k, arm in enumerate(arms):
-            place = [y + 0.33 - 0.66 * k / max(len(arms) - 1, 1) for y in at]
+            place = _beside(at, k, len(arms))
             rows = [pick(table, part=p, split=s, metric=m, arm=arm) for p, s, m, _ in lines]
             each = [
                 (100 * v, y) for y, r in zip(place, rows, strict=True) for v in r[r["model"] != "mean"]["difference"]
@@ -95,7 +95,7 @@ def margins(table: pd.DataFrame) -> Figure:
         at = [float(len(lines) - 1 - i) for i in range(len(lines))]
         marks = []
         for k, arm in enumerate(arms):
-            place = [y + 0.33 - 0.66 * k / max(len(arms) - 1, 1) for y in at]
+            place = _beside(at, k, len(arms))
             rows = [pick(table, arm=arm, model="mean", metric=metric, kind="all").iloc[0] for metric, _ in lines]
             name, look = LOOK[arm]
             marks.append(_points(rows, place, "" if panels else name, look, "after", "low", "high", by))
@@ -108,6 +108,11 @@ def margins(table: pd.DataFrame) -> Figure:
         "Reward margins and shares of held-out pairs for SFT, DPO, rDPO and rDPO without filters.",
         Chart(panels, f"n = {int(table['n'].max())} held-out pairs, {_seeds(table)} trainings each; whiskers: 95 % interval over pairs and trainings", height=2.9),
     )  # fmt: skip
+
+
+def _beside(at: list[float], k: int, ways: int) -> list[float]:
+    """Heights of the k-th of several ways around the lines at `at`, the first on top."""
+    return [y + 0.33 - 0.66 * k / max(ways - 1, 1) for y in at]
 
 
 def _points(
